@@ -1,0 +1,287 @@
+"""Views: definitions as data, and the algebra of their deltas. No view is known by name here.
+
+A view groups orders by tenant, a time bucket of the order's own time, and dimensions; it keeps measures.
+A delta is the partial aggregate of some orders for one group. Deltas of one group merge in any order and
+any grouping to the same result (count and sum add, min and max take the extreme), which is what lets
+workers write them blindly and folds apply them late.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+from hashlib import md5
+from typing import Any
+
+import msgspec
+
+from coffee_rt.domain.orders import DIMENSION_BYTES_MAX, Order
+from coffee_rt.errors import Rejected
+
+LANES_DEFAULT = 8
+"""Lanes of a view: the largest number of pods that can fold it at once. Fixed when it is created."""
+DIMENSIONS_MAX = 4
+MEASURES_MAX = 12
+RETENTION_DAYS_DEFAULT = 400
+
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,30}\Z")
+_ATTRIBUTE = re.compile(r"attributes\.([a-z][a-z0-9_]{0,30})\Z")
+_RESERVED = frozenset(
+    {"tenant", "bucket", "lane", "version", "newest_at", "xid", "rows", "from", "to"}
+)
+PLAIN_DIMENSIONS = ("store", "drink", "customer_id")
+
+
+class Bucket(Enum):
+    """Time bucket of a view, in UTC."""
+
+    MINUTE = "minute"
+    HOUR = "hour"
+    DAY = "day"
+
+    @property
+    def seconds(self) -> int:
+        return {"minute": 60, "hour": 3600, "day": 86400}[self.value]
+
+
+class Aggregate(Enum):
+    COUNT = "count"
+    SUM = "sum"
+    MIN = "min"
+    MAX = "max"
+
+
+class Field(Enum):
+    """What a measure aggregates. PRICE is the unit price, REVENUE is price x quantity; both minor units."""
+
+    ORDERS = "orders"
+    QUANTITY = "quantity"
+    PRICE = "price"
+    REVENUE = "revenue"
+
+    @property
+    def is_money(self) -> bool:
+        return self in (Field.PRICE, Field.REVENUE)
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    name: str
+    aggregate: Aggregate
+    field: Field
+
+
+@dataclass(frozen=True, slots=True)
+class ViewDefinition:
+    """One maintained metric view. Immutable; equality means "maintains the same rows"."""
+
+    name: str
+    bucket: Bucket
+    dimensions: tuple[str, ...]
+    measures: tuple[Measure, ...]
+    lanes: int = LANES_DEFAULT
+    retention_days: int = RETENTION_DAYS_DEFAULT
+
+    @property
+    def dimension_columns(self) -> tuple[str, ...]:
+        """SQL and JSON names of the dimensions: `attributes.channel` becomes `channel`."""
+        return tuple(dimension.rpartition(".")[2] for dimension in self.dimensions)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The definition as parse_view reads it."""
+        measures: dict[str, Any] = {}
+        for measure in self.measures:
+            is_count = measure.aggregate is Aggregate.COUNT
+            measures[measure.name] = (
+                "count" if is_count else {measure.aggregate.value: measure.field.value}
+            )
+        return {
+            "name": self.name,
+            "bucket": self.bucket.value,
+            "dimensions": list(self.dimensions),
+            "measures": measures,
+            "lanes": self.lanes,
+            "retention_days": self.retention_days,
+        }
+
+
+def parse_view(source: object) -> ViewDefinition:
+    """A definition from a decoded YAML or JSON document. Raises Rejected naming the place.
+
+    name: hourly
+    bucket: hour
+    dimensions: [store, drink]
+    measures: {orders: count, quantity: {sum: quantity}, revenue: {sum: revenue}}
+    """
+    document = _object(source, "")
+    _only(document, {"name", "bucket", "dimensions", "measures", "lanes", "retention_days"}, "")
+    name = _name(document.get("name"), "/name")
+    try:
+        bucket = Bucket(document.get("bucket"))
+    except ValueError:
+        raise Rejected("bad-view", "must be minute, hour or day", "/bucket") from None
+    dimensions = _dimensions(document.get("dimensions", []))
+    measures = _measures(document.get("measures"))
+    definition = ViewDefinition(
+        name=name,
+        bucket=bucket,
+        dimensions=dimensions,
+        measures=measures,
+        lanes=_integer(document.get("lanes", LANES_DEFAULT), 1, 64, "/lanes"),
+        retention_days=_integer(
+            document.get("retention_days", RETENTION_DAYS_DEFAULT), 2, 36_500, "/retention_days"
+        ),
+    )
+    columns = [*definition.dimension_columns, *(measure.name for measure in measures)]
+    for column in columns:
+        if columns.count(column) > 1:
+            raise Rejected("bad-view", f"the name {column} is used twice", "/measures")
+    return definition
+
+
+def _object(source: object, place: str) -> dict[str, Any]:
+    if not isinstance(source, dict) or not all(isinstance(key, str) for key in source):
+        raise Rejected("bad-view", "must be an object", place)
+    return source
+
+
+def _only(document: dict[str, Any], known: set[str], place: str) -> None:
+    for key in document:
+        if key not in known:
+            raise Rejected(
+                "bad-view", f"is not known; known are {', '.join(sorted(known))}", f"{place}/{key}"
+            )
+
+
+def _name(source: object, place: str) -> str:
+    if not isinstance(source, str) or not _NAME.match(source) or source in _RESERVED:
+        raise Rejected(
+            "bad-view",
+            "must be a name of lower-case letters, digits and _, at most 31, not reserved",
+            place,
+        )
+    return source
+
+
+def _integer(source: object, low: int, high: int, place: str) -> int:
+    if isinstance(source, bool) or not isinstance(source, int) or not low <= source <= high:
+        raise Rejected("bad-view", f"must be a whole number from {low} to {high}", place)
+    return source
+
+
+def _dimensions(source: object) -> tuple[str, ...]:
+    if not isinstance(source, list) or len(source) > DIMENSIONS_MAX:
+        raise Rejected("bad-view", f"must be a list of at most {DIMENSIONS_MAX}", "/dimensions")
+    for index, dimension in enumerate(source):
+        known = dimension in PLAIN_DIMENSIONS or (
+            isinstance(dimension, str) and _ATTRIBUTE.match(dimension)
+        )
+        if not known or dimension.rpartition(".")[2] in _RESERVED:
+            raise Rejected(
+                "bad-view",
+                f"must be {', '.join(PLAIN_DIMENSIONS)} or attributes.NAME",
+                f"/dimensions/{index}",
+            )
+    return tuple(source)
+
+
+def _measures(source: object) -> tuple[Measure, ...]:
+    document = _object(source, "/measures")
+    if not 0 < len(document) <= MEASURES_MAX:
+        raise Rejected("bad-view", f"must have 1 to {MEASURES_MAX} measures", "/measures")
+    return tuple(
+        _measure(_name(name, f"/measures/{name}"), what) for name, what in document.items()
+    )
+
+
+def _measure(name: str, what: object) -> Measure:
+    if what == "count":
+        return Measure(name, Aggregate.COUNT, Field.ORDERS)
+    if isinstance(what, dict) and len(what) == 1:
+        [(aggregate, field)] = what.items()
+        if aggregate in ("sum", "min", "max") and field in ("quantity", "price", "revenue"):
+            return Measure(name, Aggregate(aggregate), Field(field))
+    raise Rejected(
+        "bad-view", "must be count, or {sum|min|max: quantity|price|revenue}", f"/measures/{name}"
+    )
+
+
+# A group: tenant, bucket start in Unix seconds, then the dimensions' texts.
+Group = tuple[Any, ...]
+
+
+@dataclass(slots=True)
+class Delta:
+    """Partial aggregate of some orders for one group; `measures` in the definition's order."""
+
+    group: Group
+    measures: list[int]
+    newest_at_us: int
+    """Largest accepted_at among the orders: what freshness is computed from."""
+
+
+def lane_of(group: Group, lanes: int) -> int:
+    """Lane of a group. SQL computes the same (see store): md5 is the hash both sides have in every version."""
+    key = "\x1f".join(map(str, group))
+    return int.from_bytes(md5(key.encode(), usedforsecurity=False).digest()[:4], "big") % lanes
+
+
+def group_of(definition: ViewDefinition, order: Order) -> Group:
+    """The group an order belongs to. An attribute that is missing, no text or too long groups as ""."""
+    seconds = definition.bucket.seconds
+    bucket = order.ordered_at_us // 1_000_000 // seconds * seconds
+    return (order.tenant, bucket, *(dimension_value(order, name) for name in definition.dimensions))
+
+
+def dimension_value(order: Order, dimension: str) -> str:
+    if dimension == "store":
+        return order.store
+    if dimension == "drink":
+        return order.drink
+    if dimension == "customer_id":
+        return order.customer_id or ""
+    if order.attributes is None:
+        return ""
+    value = msgspec.json.decode(order.attributes).get(dimension.removeprefix("attributes."))
+    is_text = isinstance(value, str) and len(value.encode()) <= DIMENSION_BYTES_MAX
+    return value if is_text else ""
+
+
+def field_value(order: Order, field: Field) -> int:
+    if field is Field.REVENUE:
+        return order.price_minor * order.quantity
+    if field is Field.QUANTITY:
+        return order.quantity
+    if field is Field.PRICE:
+        return order.price_minor
+    return 1
+
+
+def merge_measure(aggregate: Aggregate, left: int, right: int) -> int:
+    if aggregate is Aggregate.MIN:
+        return min(left, right)
+    if aggregate is Aggregate.MAX:
+        return max(left, right)
+    return left + right
+
+
+def merge_deltas(definition: ViewDefinition, left: Delta, right: Delta) -> Delta:
+    """Delta of the union of both sides' orders. Commutative and associative."""
+    measures = [
+        merge_measure(measure.aggregate, a, b)
+        for measure, a, b in zip(definition.measures, left.measures, right.measures, strict=True)
+    ]
+    return Delta(left.group, measures, max(left.newest_at_us, right.newest_at_us))
+
+
+def compute_deltas(definition: ViewDefinition, orders: list[Order]) -> dict[Group, Delta]:
+    """Deltas of a batch of orders, one for each group that occurs."""
+    deltas: dict[Group, Delta] = {}
+    fields = [measure.field for measure in definition.measures]
+    for order in orders:
+        group = group_of(definition, order)
+        delta = Delta(group, [field_value(order, field) for field in fields], order.accepted_at_us)
+        known = deltas.get(group)
+        deltas[group] = delta if known is None else merge_deltas(definition, known, delta)
+    return deltas

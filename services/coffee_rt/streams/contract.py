@@ -1,0 +1,223 @@
+"""The order log: what order_api appends to and consumer groups read from.
+
+The log is `shards` independent streams. An append is atomic with its idempotency key, answers only when
+the entry is as durable as the server is configured for, and is grouped with its neighbours (one entry
+carries many records). A group's entry stays pending until acknowledged; nothing is trimmed before every
+group has acknowledged it. `redis.py` and `memory.py` implement this; one test suite runs on both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple, Protocol
+
+from coffee_rt.errors import Rejected
+
+
+class EntryId(NamedTuple):
+    """Id of a stream entry: Redis milliseconds and a sequence within them. Orders as Redis orders."""
+
+    ms: int
+    seq: int
+
+    def __str__(self) -> str:
+        return f"{self.ms}-{self.seq}"
+
+    @classmethod
+    def parse(cls, text: str | bytes) -> EntryId:
+        ms, _, seq = (text.decode() if isinstance(text, bytes) else text).partition("-")
+        return cls(int(ms), int(seq or 0))
+
+
+ENTRY_ID_ZERO = EntryId(0, 0)
+
+
+class Position(NamedTuple):
+    """Where an order was logged; given to clients as text. The batch id outlives the entry's trimming."""
+
+    shard: int
+    entry_id: EntryId
+    batch_id: bytes
+
+    def __str__(self) -> str:
+        return f"{self.shard}.{self.entry_id}.{self.batch_id.hex()}"
+
+    @classmethod
+    def parse(cls, text: str, place: str = "/position") -> Position:
+        """Raises Rejected when the text is no position."""
+        try:
+            shard, entry_id, batch = text.split(".")
+            position = cls(int(shard), EntryId.parse(entry_id), bytes.fromhex(batch))
+        except ValueError:
+            raise Rejected(
+                "bad-position", "is not a position this service gave", place, 400
+            ) from None
+        if len(position.batch_id) != 16 or not 0 <= position.shard < 1024:
+            raise Rejected("bad-position", "is not a position this service gave", place, 400)
+        return position
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """One record on its way into the log."""
+
+    order_id: bytes
+    record: bytes
+    """wire.encode_record of the order."""
+    body_hash: bytes
+    key_hash: bytes | None = None
+    """wire.hash_key of the Idempotency-Key; None when there is none."""
+    is_client_id: bool = False
+    """The client brought order_id: the log remembers it, and refuses another body under it."""
+
+
+class Outcome(Enum):
+    NEW = "new"
+    DUPLICATE = "duplicate"
+    """Same key (or client id) and same body: nothing was appended; id and position are the first one's."""
+    CONFLICT = "conflict"
+    """Same key (or client id), other body: nothing was appended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    outcome: Outcome
+    order_id: bytes
+    position: Position
+
+
+class OrderProducer(Protocol):
+    """Appends records. One per process, shared by all tasks; owned by the wiring.
+
+    Cancelling a waiting append abandons only the wait: the record may still be appended.
+    """
+
+    shards: int
+
+    def choose_shard(self) -> int:
+        """A healthy shard for a record without key or client id (spread evenly)."""
+
+    def now_ms(self) -> int:
+        """Redis's clock, as learned from replies; ids are minted on it."""
+
+    @property
+    def clock_offset_seconds(self) -> float:
+        """Redis's clock minus ours."""
+
+    async def append(self, shard: int, append: Append) -> Appended:
+        """Append one record; joined with its neighbours in one entry (group commit).
+
+        Raises NotExecuted when it certainly did not happen, Overload when the log is full or the queue
+        before it is, Retryable when the outcome is unknown (retry with the same key).
+        """
+
+    async def append_many(self, shard: int, appends: list[Append]) -> list[Appended]:
+        """As `append`, for records of one request; they share entries as far as the limits allow."""
+
+    async def close(self) -> None:
+        """Waits for flushes under way, refuses new ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """An entry handed to a consumer. `fields` that no longer parse leave `data` empty and `fault` set."""
+
+    shard: int
+    entry_id: EntryId
+    version: int
+    batch_id: bytes
+    """16 bytes; all zero when the entry has none (written by a stranger): see `fault`."""
+    counter: int
+    """Cumulative accepted records of the shard, this entry's included."""
+    records: int
+    data: bytes
+    attempts: int
+    reader_epoch: int
+    """Number of the connection that read it; acknowledgements of an older one are dropped."""
+    trace: str = ""
+    gap: tuple[int, int] | None = None
+    """A gap entry: records (from, to] were acknowledged and then lost by a failover."""
+    fault: str | None = None
+    raw: dict[bytes, bytes] = field(default_factory=dict)
+    """The fields as stored, kept only when `fault` is set."""
+
+
+class GroupReader(Protocol):
+    """One consumer of one group over all shards. Owned by one process; one task per shard may read.
+
+    Two reads of the same shard at once are a bug. Cancelling a read drops its connection.
+    """
+
+    shards: int
+
+    async def read(self, shard: int, entries_max: int, wait_seconds: float) -> list[Delivery]:
+        """Entries never delivered before, oldest first; empty after `wait_seconds`. Creates a lost group
+        again from the first entry. Raises Retryable."""
+
+    async def read_own_pending(
+        self, shard: int, entries_max: int, after: EntryId
+    ) -> list[Delivery]:
+        """This consumer's own unacknowledged entries after an id: what a restart picks up first."""
+
+    async def claim(self, shard: int, idle_seconds_min: float, entries_max: int) -> list[Delivery]:
+        """Entries other consumers left pending for so long, now ours. Entries deleted while pending raise
+        the `entries vanished` metric."""
+
+    async def acknowledge(self, shard: int, deliveries: list[Delivery]) -> int:
+        """How many were acknowledged. Those read on an earlier connection are left pending on purpose."""
+
+    async def leave(self) -> None:
+        """Close; the consumer is removed only where nothing is pending for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What one group has not acknowledged on one shard."""
+
+    shard: int
+    records: int
+    """Difference of the shard's counter and the oldest unacknowledged entry's."""
+    oldest_seconds: float
+    """Age of the oldest unacknowledged entry; 0 when there is none."""
+    pending_entries: int
+    length_entries: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Horizon:
+    """How far a shard has been drained by every group."""
+
+    first_entry: EntryId | None
+    """First entry still in the stream; None when it is empty."""
+    lowest_unacknowledged: EntryId | None
+    """Of all groups; None when everything is acknowledged."""
+    counter: int
+    last_entry: EntryId
+
+
+class LogKeeper(Protocol):
+    """Care of the log: trim, backlog, groups, look-ups. Safe to use from any process."""
+
+    shards: int
+
+    async def ensure_group(self, group: str) -> None:
+        """Register a consumer group on every shard from its first entry; idempotent."""
+
+    async def backlog(self, group: str) -> list[Backlog]: ...
+
+    async def horizon(self, shard: int) -> Horizon: ...
+
+    async def trim(self, shard: int, keep_seconds: float) -> int:
+        """Remove entries acknowledged by every group at least `keep_seconds` ago; how many were removed.
+        One atomic call: an entry delivered meanwhile is never removed."""
+
+    async def find_order(self, order_id: bytes, now_ms: int) -> tuple[Position, bytes] | None:
+        """Position and record bytes of an order that is still in the log."""
+
+    async def is_settled(self, group: str, position: Position) -> bool:
+        """Whether the group has been delivered the entry and acknowledged it."""
+
+    async def memory(self) -> tuple[int, int]:
+        """Bytes used and the maximum (0: no maximum)."""
