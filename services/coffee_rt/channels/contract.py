@@ -18,11 +18,6 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 
-class Message(Protocol):
-    topic: str
-    body: bytes
-
-
 class Subscription(Protocol):
     """An open subscription. One task iterates it; closing ends the iteration."""
 
@@ -35,9 +30,10 @@ class Channels(Protocol):
     """Publish and subscribe. Shared by all tasks of a process; owned by the wiring."""
 
     async def publish(self, topic: str, body: bytes) -> None:
-        """Best effort; raises Retryable when the message certainly went nowhere."""
+        """Best effort; raises Retryable when nobody confirmed it. Publishing again does no harm."""
 
     def subscribe(self, *topics: str) -> AbstractAsyncContextManager[Subscription]:
-        """Subscribed when the context is entered. A topic ending in `*` matches by prefix."""
+        """Subscribed when the context is entered; where the server is away then, the subscription goes on
+        trying and its first item is None. A topic ending in `*` matches by prefix."""
 
     async def close(self) -> None: ...

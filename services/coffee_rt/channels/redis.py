@@ -1,0 +1,176 @@
+"""Channels over Redis pub/sub (classic PUBLISH, which also reaches every node of a Cluster).
+
+Each subscription has its own connection and its own reader task. redis-py's hidden reconnect is turned
+off (retries 0): a connection that comes back silently would hide that messages were missed, so here every
+new connection leaves a None in the mailbox. A pub/sub connection may be idle for hours, hence no socket
+time-out on reading; instead a PING goes out after `PING_SECONDS` of silence and must be answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from coffee_rt.channels.mailbox import BYTES_MAX, MESSAGES_MAX, Mailbox
+from coffee_rt.channels.metrics import failed_publications, reconnects
+from coffee_rt.errors import Retryable
+
+CONNECT_SECONDS_MAX = 3.0
+"""Longer than a SYN retransmission (1 s), shorter than anyone waits for a page."""
+PUBLISH_SECONDS_MAX = 2.0
+"""A publication later than this is of no use: the beacon has been sent meanwhile."""
+PUBLISH_CONNECTIONS_MAX = 16
+PING_SECONDS = 5.0
+"""Silence after which a subscription's connection is tried. Shorter finds a dead peer sooner."""
+ANSWER_SECONDS_MAX = 3.0
+RECONNECT_SECONDS_BASE = 0.05
+RECONNECT_SECONDS_MAX = 5.0
+
+_FAILURES = (RedisError, OSError, TimeoutError, asyncio.TimeoutError)
+
+
+class RedisChannels:
+    """Publish and subscribe through one Redis. Shared by all tasks of a process; owned by the wiring."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        namespace: str = "coffee-rt",
+        messages_max: int = MESSAGES_MAX,
+        bytes_max: int = BYTES_MAX,
+        ping_seconds: float = PING_SECONDS,
+        answer_seconds_max: float = ANSWER_SECONDS_MAX,
+        uniform: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        self._prefix = f"{namespace}:live:"
+        self._messages_max = messages_max
+        self._bytes_max = bytes_max
+        self._ping_seconds = ping_seconds
+        self._answer_seconds_max = answer_seconds_max
+        self._uniform = uniform
+        self._publisher = _client(url, PUBLISH_SECONDS_MAX, PUBLISH_CONNECTIONS_MAX)
+        # Publishers beyond the pool wait here; the pool itself would refuse them.
+        self._publishing = asyncio.Semaphore(PUBLISH_CONNECTIONS_MAX)
+        self._subscriber = _client(url, None, None)
+        self._mailboxes: set[Mailbox] = set()
+
+    async def publish(self, topic: str, body: bytes) -> None:
+        """Raises Retryable when Redis did not confirm; a repetition does no harm to any receiver."""
+        try:
+            async with self._publishing:
+                await self._publisher.publish(self._prefix + topic, body)
+        except _FAILURES as error:
+            failed_publications.inc()
+            raise Retryable(f"Redis did not take a message on {topic}: {error}") from error
+
+    @asynccontextmanager
+    async def subscribe(self, *topics: str) -> AsyncIterator[Mailbox]:
+        """Subscribed on entering. Where Redis is away then, it goes on trying, and the first item read
+        is None once it is reached."""
+        mailbox = Mailbox(self._messages_max, self._bytes_max)
+        self._mailboxes.add(mailbox)
+        opened = asyncio.Event()
+        reader = asyncio.create_task(self._keep_reading(mailbox, topics, opened))
+        try:
+            await opened.wait()
+            yield mailbox
+        finally:
+            self._mailboxes.discard(mailbox)
+            mailbox.close()
+            reader.cancel()
+            with suppress(asyncio.CancelledError):
+                await reader
+
+    async def close(self) -> None:
+        for mailbox in self._mailboxes:
+            mailbox.close()
+        with suppress(*_FAILURES):
+            await self._publisher.aclose()
+        with suppress(*_FAILURES):
+            await self._subscriber.aclose()
+
+    async def _keep_reading(
+        self, mailbox: Mailbox, topics: tuple[str, ...], opened: asyncio.Event
+    ) -> None:
+        """Read one connection after the other until cancelled. `opened` is set after the first attempt,
+        whether it succeeded or not."""
+        failures = 0
+        while True:
+            pubsub = self._subscriber.pubsub()
+            try:
+                await asyncio.wait_for(self._open(pubsub, topics), CONNECT_SECONDS_MAX)
+                if opened.is_set():
+                    reconnects.inc()
+                    mailbox.put_gap()
+                opened.set()
+                failures = 0
+                await self._read(pubsub, mailbox)
+            except _FAILURES:
+                opened.set()
+                failures += 1
+            finally:
+                with suppress(*_FAILURES):
+                    await pubsub.aclose()  # type: ignore[no-untyped-call]
+            limit = min(RECONNECT_SECONDS_MAX, RECONNECT_SECONDS_BASE * 2 ** min(failures, 10))
+            await asyncio.sleep(self._uniform(0.0, limit))
+
+    async def _open(self, pubsub: PubSub, topics: tuple[str, ...]) -> None:
+        """Subscribe and wait for every confirmation: only then nothing published later is missed."""
+        exact = [self._prefix + topic for topic in topics if not topic.endswith("*")]
+        patterns = [
+            _escape(self._prefix + topic[:-1]) + "*" for topic in topics if topic[-1] == "*"
+        ]
+        if exact:
+            await pubsub.subscribe(*exact)
+        if patterns:
+            await pubsub.psubscribe(*patterns)
+        confirmations = 0
+        while confirmations < len(topics):
+            message = await pubsub.get_message(timeout=CONNECT_SECONDS_MAX)
+            if message is not None and message["type"] in ("subscribe", "psubscribe"):
+                confirmations += 1
+
+    async def _read(self, pubsub: PubSub, mailbox: Mailbox) -> None:
+        """Move messages into the mailbox until the connection fails or stays silent after a ping."""
+        connection = pubsub.connection
+        is_pinged = False
+        while True:
+            wait = self._answer_seconds_max if is_pinged else self._ping_seconds
+            message: dict[str, Any] | None = await pubsub.get_message(timeout=wait)
+            if message is None:
+                if is_pinged or connection is None or not connection.is_connected:
+                    raise ConnectionError("the subscription's connection is silent")
+                await pubsub.ping()
+                is_pinged = True
+                continue
+            is_pinged = False
+            if message["type"] in ("message", "pmessage"):
+                topic = message["channel"].decode()
+                mailbox.put(topic.removeprefix(self._prefix), message["data"])
+
+
+def _client(url: str, read_seconds_max: float | None, connections_max: int | None) -> Redis:
+    return Redis.from_url(
+        url,
+        socket_timeout=read_seconds_max,
+        socket_connect_timeout=CONNECT_SECONDS_MAX,
+        socket_keepalive=True,
+        # No retries: a hidden reconnect hides lost messages, a hidden resend doubles them.
+        retry=Retry(NoBackoff(), 0),
+        max_connections=connections_max,
+    )
+
+
+def _escape(text: str) -> str:
+    """The text as a glob pattern that matches only itself."""
+    return "".join(f"\\{char}" if char in "*?[]^\\" else char for char in text)
