@@ -1,0 +1,324 @@
+"""Settings of every process: environment variables in, one frozen object out.
+
+`load` is the only reader of the environment in the product. A settings object made directly has its
+defaults and what it was given, nothing from outside. Names: COFFEE_RT_<FIELD> for what all processes share,
+COFFEE_RT_<PROCESS>_<FIELD> for a process's own fields, COFFEE_RT_REDIS_<FIELD> and COFFEE_RT_DATABASE_<FIELD>
+for the servers. A COFFEE_RT_ name nobody knows is refused: a misspelt setting must not pass as its default.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar, get_origin
+
+from pydantic import Field, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+PREFIX = "COFFEE_RT_"
+PROCESSES = ("ORDER_API", "WORKER", "AGGREGATOR", "FANOUT", "QUERY_API", "OPERATOR")
+"""Their prefixed names are ignored by the others, so that one environment can serve all."""
+
+_FOREIGN_PREFIXES = tuple(f"{PREFIX}{name}_" for name in (*PROCESSES, "UP", "BENCH", "TEST"))
+# What Kubernetes puts into a pod for each service of its namespace (a service may be called coffee-rt-...).
+_SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)\Z|_PORT(_\d+_(TCP|UDP)\w*)?\Z")
+_CREDENTIALS = re.compile(r"://[^/@\s]*@")
+
+
+class SettingsError(Exception):
+    """One or more settings can't be used; each line of the text says which and why."""
+
+
+def shared(default: Any, *, help: str, **bounds: Any) -> Any:  # noqa: A002
+    """A field read from COFFEE_RT_<FIELD> (or from the server's prefix in a server's class)."""
+    return Field(default, description=help, **bounds)
+
+
+def own(default: Any, *, help: str, **bounds: Any) -> Any:  # noqa: A002
+    """A process's own field, read from COFFEE_RT_<PROCESS>_<FIELD>. Bounds as of pydantic: ge, gt, le."""
+    return Field(default, description=help, json_schema_extra={"own": True}, **bounds)
+
+
+class _Settings(BaseSettings):
+    """Frozen, refuses unknown fields, and takes values only from its constructor (see `load`)."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix=PREFIX)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+
+class RedisSettings(_Settings):
+    """The Redis or Valkey server that holds the log and carries live updates."""
+
+    model_config = SettingsConfigDict(env_prefix="COFFEE_RT_REDIS_")
+
+    url: str = shared(
+        "redis://127.0.0.1:6379/0",
+        repr=False,
+        help="Address: redis://, rediss:// or unix://, with user and password if there are any.",
+    )
+    connect_seconds_max: float = shared(
+        5.0, gt=0, help="Seconds to wait for a connection. Longer hides an outage from the breaker."
+    )
+    command_seconds_max: float = shared(
+        5.0, gt=0, help="Seconds to wait for an answer; blocking reads add their own wait to it."
+    )
+    pool_size_max: int = shared(
+        32, ge=1, help="Connections for commands that don't block. At the limit, callers wait."
+    )
+    health_check_seconds: float = shared(
+        15.0, gt=0, help="Seconds after which an idle connection is pinged before it is used."
+    )
+
+
+class DatabaseSettings(_Settings):
+    """The PostgreSQL that holds orders and views."""
+
+    model_config = SettingsConfigDict(env_prefix="COFFEE_RT_DATABASE_")
+
+    url: str = shared(
+        "postgresql://127.0.0.1:5432/coffee_rt",
+        repr=False,
+        help="Address of the primary, with user, password and database.",
+    )
+    replica_url: str | None = shared(
+        None, repr=False, help="Address of a replica for reads that may lag; none: the primary."
+    )
+    pool_size_min: int = shared(1, ge=0, help="Connections kept open by a process.")
+    pool_size_max: int = shared(
+        8,
+        ge=1,
+        help="Most connections of a process. Times the pods it must stay below max_connections.",
+    )
+    acquire_seconds_max: float = shared(
+        5.0, gt=0, help="Seconds to wait for a free connection; then the work is retried later."
+    )
+    command_seconds_max: float = shared(
+        30.0, gt=0, help="Seconds a statement may take (a lost synchronous standby would hang it)."
+    )
+    connection_lifetime_seconds_max: float = shared(
+        1800.0, gt=0, help="Age at which a connection is replaced, so that load follows a failover."
+    )
+    statement_cache_size: int = shared(
+        256, ge=0, help="Prepared statements kept a connection; 0 behind an old PgBouncer."
+    )
+
+
+class ProcessSettings(_Settings):
+    """What every process has. A process's class adds `own` fields and the servers it speaks to."""
+
+    process: ClassVar[str] = ""
+
+    namespace: str = shared(
+        "coffee-rt",
+        pattern=r"\A[a-zA-Z0-9._-]{1,64}\Z",
+        help="Prefix of every Redis key, so that several installations can share a server.",
+    )
+    shards: int = shared(
+        4, ge=1, le=1024, help="Streams of the log. Fixed at install; another number won't start."
+    )
+    currency_decimals: int = shared(
+        2, ge=0, le=4, help="Decimals of the currency; amounts are kept in its smallest unit."
+    )
+    instance: str = shared(
+        "",
+        pattern=r"\A[a-zA-Z0-9._-]{0,128}\Z",
+        help="Name of this process among its kind (the consumer's name); default: host and pid.",
+    )
+    auth: Literal["required", "off"] = shared(
+        "required", help="off: no API keys, every caller may do everything (on a laptop only)."
+    )
+    http_host: str = shared("127.0.0.1", help="Address to listen on.")
+    http_port: int = shared(8000, ge=0, le=65535, help="Port to listen on; 0: any free one.")
+    log_format: Literal["auto", "json", "pretty"] = shared(
+        "auto", help="auto: pretty on a terminal, else JSON."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = shared(
+        "info", help="Least severe level that is written."
+    )
+    open_files_min: int = shared(
+        1024, ge=64, help="Open files needed; fewer (after raising to the hard limit) won't start."
+    )
+    otlp_endpoint: str | None = shared(
+        None, help="Where traces are sent (OTLP over HTTP); none: no traces."
+    )
+    grace_seconds: float = shared(
+        25.0, gt=0, help="Seconds to drain after SIGTERM; then the process ends with exit code 1."
+    )
+    breaker_failures: int = shared(
+        5, ge=1, help="Failures in a row after which a server is left alone for a while."
+    )
+    breaker_open_seconds: float = shared(
+        30.0, gt=0, help="Seconds a failing server is left alone before one call tries it again."
+    )
+
+    def model_post_init(self, context: Any, /) -> None:
+        if not self.instance:
+            # Frozen for everybody else: the default needs the host and the pid.
+            object.__setattr__(self, "instance", f"{socket.gethostname()}-{os.getpid()}")
+
+
+S = TypeVar("S", bound=_Settings)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting as documentation and --help show it."""
+
+    name: str
+    default: str
+    help: str
+    is_secret: bool
+    field: str
+
+
+def describe(cls: type[_Settings]) -> list[Setting]:
+    """All settings of a class, the servers' included, in the order of declaration."""
+    return [
+        Setting(
+            name=name,
+            default=_text(info.get_default(call_default_factory=False)),
+            help=info.description or "",
+            is_secret=not info.repr,
+            field=".".join(path),
+        )
+        for name, path, info in _fields(cls)
+    ]
+
+
+def load(cls: type[S], environ: Mapping[str, str] | None = None) -> S:
+    """Settings from the environment (or a mapping). Raises SettingsError, a sentence per bad variable."""
+    environ = os.environ if environ is None else environ
+    problems = _unknown_names(cls, environ)
+    values: dict[str, Any] = {}
+    names: dict[tuple[str, ...], str] = {}
+    for name, path, info in _fields(cls):
+        names[path] = name
+        if name in environ:
+            node = values
+            for part in path[:-1]:
+                node = node.setdefault(part, {})
+            node[path[-1]] = _split(info, environ[name])
+    try:
+        settings = cls(**values)
+    except ValidationError as error:
+        problems.extend(_explain(error, names, cls))
+    if problems:
+        raise SettingsError("\n".join(problems))
+    return settings
+
+
+def masked(settings: _Settings) -> dict[str, str]:
+    """Every setting by its variable's name, credentials hidden: what a process prints at its start."""
+    shown = {}
+    for name, path, info in _fields(type(settings)):
+        value: Any = settings
+        for part in path:
+            value = getattr(value, part)
+        text = _text(value)
+        shown[name] = text if info.repr else mask_credentials(text)
+    return shown
+
+
+def mask_credentials(text: str) -> str:
+    """The text with user and password of any address in it replaced."""
+    return _CREDENTIALS.sub("://***@", text)
+
+
+def to_environ(settings: _Settings) -> dict[str, str]:
+    """The environment that loads equal settings: what a parent process gives its children."""
+    environ = {}
+    for name, path, _info in _fields(type(settings)):
+        value: Any = settings
+        for part in path:
+            value = getattr(value, part)
+        if value is not None:
+            environ[name] = _text(value)
+    return environ
+
+
+def environment() -> dict[str, str]:
+    """A copy of this process's environment, for starting others with."""
+    return dict(os.environ)
+
+
+def _fields(
+    cls: type[_Settings], path: tuple[str, ...] = ()
+) -> Iterator[tuple[str, tuple[str, ...], FieldInfo]]:
+    prefix = str(cls.model_config.get("env_prefix", PREFIX))
+    process = str(getattr(cls, "process", "")).upper().replace("-", "_")
+    for field, info in cls.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, _Settings):
+            yield from _fields(info.annotation, (*path, field))
+            continue
+        is_own = isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("own")
+        infix = f"{process}_" if is_own else ""
+        yield f"{prefix}{infix}{field.upper()}", (*path, field), info
+
+
+def _unknown_names(cls: type[_Settings], environ: Mapping[str, str]) -> list[str]:
+    known = {name for name, _path, _info in _fields(cls)}
+    for other in (ProcessSettings, RedisSettings, DatabaseSettings):
+        known.update(name for name, _path, _info in _fields(other))
+    process = str(getattr(cls, "process", "")).upper().replace("-", "_")
+    mine = f"{PREFIX}{process}_" if process else None
+    problems = []
+    for name in sorted(environ):
+        if not name.startswith(PREFIX) or name in known or _SERVICE_LINK.search(name):
+            continue
+        if name.startswith(_FOREIGN_PREFIXES) and not (mine and name.startswith(mine)):
+            continue
+        close = get_close_matches(name, known, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        problems.append(f"{name} is not a setting{hint}")
+    return problems
+
+
+def _explain(
+    error: ValidationError, names: dict[tuple[str, ...], str], cls: type[_Settings]
+) -> Iterator[str]:
+    secret = {name for name, _path, info in _fields(cls) if not info.repr}
+    for problem in error.errors():
+        place = tuple(str(part) for part in problem["loc"])
+        name = next(
+            (names[place[:end]] for end in range(len(place), 0, -1) if place[:end] in names),
+            ".".join(place) or "settings",
+        )
+        message = problem["msg"].removeprefix("Value error, ")
+        message = message[:1].lower() + message[1:]
+        given = "" if name in secret or not place else f" (it is {problem['input']!r})"
+        yield f"{name}: {message}{given}"
+
+
+def _split(info: FieldInfo, text: str) -> Any:
+    """Lists are written with commas; an empty text is no value for an optional field."""
+    if get_origin(info.annotation) in (tuple, list, frozenset):
+        return [part.strip() for part in text.split(",") if part.strip()]
+    if text == "" and info.default is None:
+        return None
+    return text
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, (tuple, list, frozenset)):
+        return ",".join(map(str, value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if not isinstance(value, Path) else value.as_posix()
