@@ -1,0 +1,1 @@
+"""query_api: reads of views, orders and dead letters. It writes nothing."""

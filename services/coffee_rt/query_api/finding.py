@@ -1,0 +1,74 @@
+"""One order by id, wherever it is: right after its 202 it is always found.
+
+The log is asked first and the primary second. The other way round loses an order that is stored and
+trimmed in between. What is in neither was never accepted, or is a dead letter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from coffee_rt.domain.orders import Order
+from coffee_rt.domain.wire import decode_record
+from coffee_rt.errors import Rejected, Retryable
+from coffee_rt.store.contract import DeadLetter, OrderReader
+from coffee_rt.streams.contract import LogKeeper, Position
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """`state` is logged, stored or dead; exactly one of order and dead_letter is there."""
+
+    state: str
+    order: Order | None
+    dead_letter: DeadLetter | None
+    position: Position | None
+
+
+class OrderFinder:
+    """Stateless; shared by all requests."""
+
+    def __init__(self, log: LogKeeper, reader: OrderReader) -> None:
+        self._log = log
+        self._reader = reader
+
+    async def find(self, tenant: int, order_id: bytes, now_ms: int) -> Found | None:
+        """None when this tenant has no such order. Raises Retryable when that can't be known.
+
+        Either side being away is survived as long as the other has the order.
+        """
+        log_error: Retryable | None = None
+        logged = None
+        try:
+            logged = await self._log.find_order(order_id, now_ms)
+        except Retryable as error:
+            log_error = error
+        try:
+            stored = await self._find_stored(tenant, order_id)
+        except Retryable:
+            stored = None
+            if logged is None:
+                raise
+        if stored is not None:
+            return stored
+        if logged is not None:
+            return _found_in_log(tenant, *logged)
+        if log_error is not None:
+            raise log_error
+        return None
+
+    async def _find_stored(self, tenant: int, order_id: bytes) -> Found | None:
+        stored = await self._reader.find_order(tenant, order_id)
+        if stored is not None:
+            return Found("stored", stored.order, None, None)
+        letter = await self._reader.find_dead_letter(tenant, order_id)
+        return None if letter is None else Found("dead", None, letter, None)
+
+
+def _found_in_log(tenant: int, position: Position, record: bytes) -> Found | None:
+    try:
+        order = decode_record(record)
+    except Rejected:
+        # The worker will park it; until then there is nothing readable to show.
+        return None
+    return Found("logged", order, None, position) if order.tenant == tenant else None

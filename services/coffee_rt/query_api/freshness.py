@@ -1,0 +1,49 @@
+"""How far behind the log the database is: the number behind `X-Data-Lag-Ms`.
+
+Kept up to date by one background task, so that a read costs the log nothing. Every order accepted longer
+ago than the lag is inside what a read answers (reads include what is not folded yet).
+"""
+
+from __future__ import annotations
+
+from coffee_rt.errors import Retryable
+from coffee_rt.runtime.clock import Clock
+from coffee_rt.streams.contract import LogKeeper
+
+REFRESH_SECONDS = 1.0
+"""A lag is at most this much older than it says; smaller asks the log more often."""
+
+
+class LagTracker:
+    """Owned by the process; read by every request."""
+
+    def __init__(self, log: LogKeeper, group: str, clock: Clock) -> None:
+        self._log = log
+        self._group = group
+        self._clock = clock
+        self._lag_seconds: float | None = None
+        self._measured_at = clock.monotonic()
+
+    @property
+    def lag_ms(self) -> int | None:
+        """None while the log has never answered. Grows by itself while the log is away."""
+        if self._lag_seconds is None:
+            return None
+        unheard = self._clock.monotonic() - self._measured_at
+        late = unheard if unheard > 3 * REFRESH_SECONDS else 0.0
+        return round((self._lag_seconds + late) * 1000)
+
+    async def refresh(self) -> None:
+        """Ask once; the old value stays when the log is away."""
+        try:
+            shards = await self._log.backlog(self._group)
+        except Retryable:
+            return
+        self._lag_seconds = max((shard.oldest_seconds for shard in shards), default=0.0)
+        self._measured_at = self._clock.monotonic()
+
+    async def run(self) -> None:
+        """Refresh for ever; cancelled by its owner."""
+        while True:
+            await self.refresh()
+            await self._clock.sleep(REFRESH_SECONDS)
