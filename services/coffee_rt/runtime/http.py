@@ -28,8 +28,8 @@ async def serve_http(
 ) -> None:
     """Listen on `http_host:http_port` until the drain; then requests under way are answered first.
 
-    `options` go to uvicorn. Raises SettingsError when the port is taken. Tell clients the real port
-    (with 0) by `lifecycle.http_address`, set as soon as it listens.
+    `options` go to uvicorn. Raises SettingsError when the port is taken. `lifecycle.wait_listening()`
+    tells the real port.
     """
     config = uvicorn.Config(
         app,
@@ -60,7 +60,6 @@ async def serve_http(
         ) from None
     finally:
         watcher.cancel()
-        lifecycle.http_address = None
 
 
 async def _stop_on_drain(server: _Server, lifecycle: Lifecycle) -> None:
@@ -70,8 +69,6 @@ async def _stop_on_drain(server: _Server, lifecycle: Lifecycle) -> None:
         await lifecycle.clock.sleep(0.01)
     for listener in getattr(server, "servers", []):
         for listening in listener.sockets:
-            lifecycle.http_address = listening.getsockname()[:2]
-            host, port = lifecycle.http_address
-            lifecycle.log.info("listening", host=host, port=port)
+            lifecycle.set_listening(*listening.getsockname()[:2])
     await lifecycle.wait_drain()
     server.should_exit = True

@@ -47,6 +47,7 @@ class Lifecycle:
         self.http_address: tuple[str, int] | None = None
         """Where `serve_http` listens, once it does."""
         self._drain = asyncio.Event()
+        self._listening = asyncio.Event()
         self._crashed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -63,6 +64,18 @@ class Lifecycle:
 
     async def wait_drain(self) -> None:
         await self._drain.wait()
+
+    def set_listening(self, host: str, port: int) -> None:
+        """Said by `serve_http` once connections are taken."""
+        self.http_address = (host, port)
+        self.log.info("listening", host=host, port=port)
+        self._listening.set()
+
+    async def wait_listening(self) -> tuple[str, int]:
+        """Host and port once `serve_http` listens."""
+        await self._listening.wait()
+        assert self.http_address is not None
+        return self.http_address
 
     async def wait_crash(self) -> BaseException:
         """The error of the first spawned task that crashed."""

@@ -126,7 +126,7 @@ class ProcessSettings(_Settings):
 
     namespace: str = shared(
         "coffee-rt",
-        pattern=r"\A[a-zA-Z0-9._-]{1,64}\Z",
+        pattern=r"^[a-zA-Z0-9._-]{1,64}$",
         help="Prefix of every Redis key, so that several installations can share a server.",
     )
     shards: int = shared(
@@ -137,7 +137,7 @@ class ProcessSettings(_Settings):
     )
     instance: str = shared(
         "",
-        pattern=r"\A[a-zA-Z0-9._-]{0,128}\Z",
+        pattern=r"^[a-zA-Z0-9._-]{0,128}$",
         help="Name of this process among its kind (the consumer's name); default: host and pid.",
     )
     auth: Literal["required", "off"] = shared(

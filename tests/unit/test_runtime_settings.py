@@ -1,0 +1,139 @@
+"""Settings come from the environment only, are refused when unknown, and never show a secret."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from coffee_rt.runtime.settings import (
+    DatabaseSettings,
+    ProcessSettings,
+    RedisSettings,
+    SettingsError,
+    describe,
+    load,
+    mask_credentials,
+    masked,
+    own,
+    shared,
+    to_environ,
+)
+
+SOURCE = Path(__file__).parents[2] / "services" / "coffee_rt"
+
+
+class TillSettings(ProcessSettings):
+    process: ClassVar[str] = "worker"
+
+    linger_ms: int = own(20, ge=0, le=1000, help="How long a batch waits, in milliseconds.")
+    origins: tuple[str, ...] = own((), help="Allowed origins, with commas.")
+    limit: int | None = own(None, help="A limit; none: no limit.")
+    http_port: int = shared(8003, ge=0, le=65535, help="Port to listen on.")
+    redis: RedisSettings = RedisSettings()
+    database: DatabaseSettings = DatabaseSettings()
+
+
+def test_defaults_hold_in_an_empty_environment() -> None:
+    settings = load(TillSettings, {})
+    assert (settings.linger_ms, settings.http_port, settings.shards) == (20, 8003, 4)
+    assert settings.redis.url == "redis://127.0.0.1:6379/0"
+    assert settings.instance
+
+
+def test_each_kind_of_name_reaches_its_field() -> None:
+    settings = load(
+        TillSettings,
+        {
+            "COFFEE_RT_NAMESPACE": "till",
+            "COFFEE_RT_WORKER_LINGER_MS": "7",
+            "COFFEE_RT_WORKER_ORIGINS": "https://a, https://b",
+            "COFFEE_RT_WORKER_LIMIT": "",
+            "COFFEE_RT_REDIS_URL": "redis://elsewhere/1",
+            "COFFEE_RT_DATABASE_POOL_SIZE_MAX": "3",
+        },
+    )
+    assert settings.namespace == "till"
+    assert settings.linger_ms == 7
+    assert settings.origins == ("https://a", "https://b")
+    assert settings.limit is None
+    assert settings.redis.url == "redis://elsewhere/1"
+    assert settings.database.pool_size_max == 3
+
+
+def test_making_settings_directly_ignores_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COFFEE_RT_WORKER_LINGER_MS", "999")
+    assert TillSettings().linger_ms == 20
+
+
+def test_unknown_name_is_refused_with_a_suggestion() -> None:
+    with pytest.raises(SettingsError) as refusal:
+        load(TillSettings, {"COFFEE_RT_WORKER_LINGER": "7"})
+    assert "COFFEE_RT_WORKER_LINGER is not a setting" in str(refusal.value)
+    assert "COFFEE_RT_WORKER_LINGER_MS" in str(refusal.value)
+
+
+def test_names_of_other_processes_and_of_service_links_are_ignored() -> None:
+    load(
+        TillSettings,
+        {
+            "COFFEE_RT_FANOUT_SOCKETS_MAX": "5",
+            "COFFEE_RT_WORKER_SERVICE_HOST": "10.0.0.1",
+            "COFFEE_RT_WORKER_PORT": "tcp://10.0.0.1:80",
+            "COFFEE_RT_WORKER_PORT_80_TCP_ADDR": "10.0.0.1",
+            "PATH": "/bin",
+        },
+    )
+
+
+def test_settings_of_a_server_a_process_does_not_use_are_no_error() -> None:
+    load(ProcessSettings, {"COFFEE_RT_DATABASE_URL": "postgresql://db/x"})
+
+
+def test_every_bad_value_is_named_in_one_error() -> None:
+    with pytest.raises(SettingsError) as refusal:
+        load(TillSettings, {"COFFEE_RT_WORKER_LINGER_MS": "-1", "COFFEE_RT_HTTP_PORT": "high"})
+    lines = str(refusal.value).splitlines()
+    assert len(lines) == 2
+    assert any(line.startswith("COFFEE_RT_WORKER_LINGER_MS: ") for line in lines)
+    assert any(line.startswith("COFFEE_RT_HTTP_PORT: ") and "'high'" in line for line in lines)
+
+
+def test_settings_are_frozen() -> None:
+    settings = load(TillSettings, {})
+    with pytest.raises(ValueError, match="frozen"):
+        settings.linger_ms = 1
+
+
+def test_printed_settings_hide_credentials() -> None:
+    settings = load(TillSettings, {"COFFEE_RT_DATABASE_URL": "postgresql://me:hunter2@db/orders"})
+    shown = masked(settings)
+    assert shown["COFFEE_RT_DATABASE_URL"] == "postgresql://***@db/orders"
+    assert shown["COFFEE_RT_WORKER_LINGER_MS"] == "20"
+    assert "hunter2" not in repr(settings) + str(shown)
+    assert mask_credentials("redis://:s3@h:1/0 down") == "redis://***@h:1/0 down"
+
+
+def test_a_child_gets_the_same_settings() -> None:
+    settings = load(TillSettings, {"COFFEE_RT_WORKER_ORIGINS": "a,b", "COFFEE_RT_SHARDS": "7"})
+    assert load(TillSettings, to_environ(settings)) == settings
+
+
+def test_every_setting_explains_itself() -> None:
+    names = [setting.name for setting in describe(TillSettings)]
+    assert "COFFEE_RT_WORKER_LINGER_MS" in names
+    assert "COFFEE_RT_DATABASE_URL" in names
+    assert len(set(names)) == len(names)
+    for setting in describe(TillSettings):
+        assert len(setting.help) > 15, setting.name
+
+
+def test_environment_is_read_in_one_module_only() -> None:
+    readers = {
+        path.relative_to(SOURCE).as_posix()
+        for path in SOURCE.rglob("*.py")
+        if re.search(r"\bos\.(environ|getenv)\b|from os import .*environ", path.read_text())
+    }
+    assert readers <= {"runtime/settings.py"}
