@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from coffee_rt.domain.orders import Order
 from coffee_rt.domain.wire import decode_record
 from coffee_rt.errors import Rejected, Retryable
+from coffee_rt.runtime.breaker import CircuitBreaker
 from coffee_rt.store.contract import DeadLetter, OrderReader
 from coffee_rt.streams.contract import LogKeeper, Position
 
@@ -26,11 +27,19 @@ class Found:
 
 
 class OrderFinder:
-    """Stateless; shared by all requests."""
+    """Shared by all requests. Each side has its breaker, so that one being away does not slow the other."""
 
-    def __init__(self, log: LogKeeper, reader: OrderReader) -> None:
+    def __init__(
+        self,
+        log: LogKeeper,
+        reader: OrderReader,
+        log_breaker: CircuitBreaker,
+        database_breaker: CircuitBreaker,
+    ) -> None:
         self._log = log
         self._reader = reader
+        self._log_breaker = log_breaker
+        self._database_breaker = database_breaker
 
     async def find(self, tenant: int, order_id: bytes, now_ms: int) -> Found | None:
         """None when this tenant has no such order. Raises Retryable when that can't be known.
@@ -40,11 +49,13 @@ class OrderFinder:
         log_error: Retryable | None = None
         logged = None
         try:
-            logged = await self._log.find_order(order_id, now_ms)
+            async with self._log_breaker:
+                logged = await self._log.find_order(order_id, now_ms)
         except Retryable as error:
             log_error = error
         try:
-            stored = await self._find_stored(tenant, order_id)
+            async with self._database_breaker:
+                stored = await self._find_stored(tenant, order_id)
         except Retryable:
             stored = None
             if logged is None:

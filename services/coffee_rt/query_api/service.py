@@ -17,10 +17,11 @@ from coffee_rt.domain.dashboard import (
 from coffee_rt.domain.ids import parse_id
 from coffee_rt.domain.views import Aggregate, Field, ViewDefinition
 from coffee_rt.errors import Rejected
-from coffee_rt.query_api import answers, parameters
+from coffee_rt.query_api import answers, metrics, parameters
 from coffee_rt.query_api.finding import OrderFinder
 from coffee_rt.query_api.freshness import LagTracker
 from coffee_rt.query_api.positions import wait_until_stored
+from coffee_rt.runtime.breaker import CircuitBreaker
 from coffee_rt.runtime.clock import Clock
 from coffee_rt.store.contract import (
     OrderReader,
@@ -59,6 +60,7 @@ class QueryService:
         orders: OrderReader,
         finder: OrderFinder,
         lag: LagTracker,
+        database: CircuitBreaker,
         clock: Clock,
         decimals: int,
         position_wait_seconds: float,
@@ -70,6 +72,7 @@ class QueryService:
         self._orders = orders
         self._finder = finder
         self._lag = lag
+        self._database = database
         self._clock = clock
         self._decimals = decimals
         self._position_wait_seconds = position_wait_seconds
@@ -131,12 +134,10 @@ class QueryService:
         parameters.refuse_unknown(query, {"limit", "before", "store"})
         before = parameters.single(query, "before")
         limit = parameters.parse_limit(query, ORDERS_DEFAULT, ORDERS_MAX)
-        rows = await self._orders.recent_orders(
-            tenant,
-            limit,
-            None if before is None else parse_id(before, "before"),
-            parameters.single(query, "store"),
-        )
+        below = None if before is None else parse_id(before, "before")
+        store = parameters.single(query, "store")
+        async with self._database:
+            rows = await self._orders.recent_orders(tenant, limit, below, store)
         shown = [answers.order_body(row.order, self._decimals) for row in rows]
         cursor = shown[-1]["order_id"] if len(shown) == limit else None
         return Page({"orders": shown, "next": cursor}, self._headers("primary"))
@@ -150,9 +151,9 @@ class QueryService:
         ):
             raise Rejected("bad-parameter", "must be the id of a dead letter", "before", 400)
         limit = parameters.parse_limit(query, ORDERS_DEFAULT, ORDERS_MAX)
-        letters = await self._orders.dead_letters(
-            tenant, limit, None if before is None else int(before)
-        )
+        below = None if before is None else int(before)
+        async with self._database:
+            letters = await self._orders.dead_letters(tenant, limit, below)
         shown = [answers.dead_letter_body(letter) for letter in letters]
         cursor = str(shown[-1]["id"]) if len(shown) == limit else None
         return Page({"dead_letters": shown, "next": cursor}, self._headers("primary"))
@@ -169,7 +170,8 @@ class QueryService:
             month = await self._drinks(
                 view, tenant, hour_start - TOP_DRINKS_DAYS * DAY_SECONDS, hour_start + 3600
             )
-        recent = await self._orders.recent_orders(tenant, RECENT_ORDERS)
+        async with self._database:
+            recent = await self._orders.recent_orders(tenant, RECENT_ORDERS)
         body = build_dashboard(
             now_us=int(now * 1_000_000),
             decimals=self._decimals,
@@ -186,18 +188,18 @@ class QueryService:
         revenue = measure_name(view, Aggregate.SUM, Field.REVENUE)
         if orders is None or revenue is None:
             return []
-        answer = await self._primary.query(
-            ViewQuery(
-                view=view.name,
-                tenant=tenant,
-                start=start,
-                end=end,
-                group_by=("drink",),
-                is_total=True,
-                order_by=orders,
-                limit=parameters.ROWS_MAX,
-            )
+        query = ViewQuery(
+            view=view.name,
+            tenant=tenant,
+            start=start,
+            end=end,
+            group_by=("drink",),
+            is_total=True,
+            order_by=orders,
+            limit=parameters.ROWS_MAX,
         )
+        async with self._database:
+            answer = await self._primary.query(query)
         return [
             {"drink": row["drink"], "orders": row[orders], "revenue": row[revenue]}
             for row in answer.rows
@@ -210,12 +212,16 @@ class QueryService:
         included = None
         if position_text is not None:
             position = Position.parse(position_text)
-            included = await wait_until_stored(
-                self._orders, position, self._position_wait_seconds, self._clock
-            )
+            async with self._database:
+                included = await wait_until_stored(
+                    self._orders, position, self._position_wait_seconds, self._clock
+                )
         elif self._replica is not None:
             source, reader = ("replica", self._replica)
-        answer = await reader.query(query)
+        async with self._database:
+            answer = await reader.query(query)
+        if answer.is_tail_skipped:
+            metrics.TAILS_SKIPPED.inc()
         headers = self._headers(source, answer)
         if included is not None:
             headers["X-Position-Included"] = "true" if included else "false"
@@ -232,7 +238,9 @@ class QueryService:
 
     async def _known_views(self) -> dict[str, ViewState]:
         if self._clock.monotonic() >= self._views_until:
-            self._views = {state.definition.name: state for state in await self._catalogue.views()}
+            async with self._database:
+                states = await self._catalogue.views()
+            self._views = {state.definition.name: state for state in states}
             self._views_until = self._clock.monotonic() + self._catalogue_seconds
         return self._views
 

@@ -1,0 +1,251 @@
+"""HTTP of query_api: routes, authorisation, problem answers and headers. No logic of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+import msgspec
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+
+from coffee_rt import __version__
+from coffee_rt.errors import BreakerOpen, Overload, Rejected, Retryable
+from coffee_rt.query_api import metrics
+from coffee_rt.query_api.service import Page, QueryService
+from coffee_rt.runtime.clock import Clock
+from coffee_rt.runtime.health import Health, add_health_routes
+
+Handler = Callable[[Request, int], Awaitable[Page]]
+
+
+class Authorizer(Protocol):
+    """Who is asking: the tenant of a request, or Rejected (401, 403) or Overload (503)."""
+
+    def tenant_of(self, headers: Any, scope: str) -> int: ...
+
+
+class ProblemWriter(Protocol):
+    """Body of an RFC 9457 problem."""
+
+    def __call__(self, status: int, code: str, detail: str, place: str) -> bytes: ...
+
+
+def build_app(
+    service: QueryService,
+    authorizer: Authorizer,
+    problem: ProblemWriter,
+    health: Health,
+    clock: Clock,
+) -> FastAPI:
+    """The application; everything it needs is given."""
+    app = FastAPI(
+        title="coffee-rt queries",
+        version=__version__,
+        docs_url="/api/query/docs",
+        redoc_url=None,
+        openapi_url="/api/query/openapi.json",
+    )
+    add_health_routes(app, health)
+    _add_problem_handlers(app, problem)
+    for path, name, scope, handler, parameters in _routes(service):
+        _add_route(app, path, name, scope, handler, parameters, authorizer, problem, clock)
+    return app
+
+
+def _routes(service: QueryService) -> list[tuple[str, str, str, Handler, list[str]]]:
+    span = ["from", "to", "last", "position"]
+    return [
+        ("/api/v1/views", "views", "read", lambda request, tenant: service.views(), []),
+        (
+            "/api/v1/views/{name}",
+            "view",
+            "read",
+            lambda request, tenant: service.view(
+                tenant, request.path_params["name"], _query(request)
+            ),
+            [*span, "group_by", "bucket", "order_by", "limit", "cursor"],
+        ),
+        (
+            "/api/v1/views/{name}/top",
+            "view_top",
+            "read",
+            lambda request, tenant: service.top(
+                tenant, request.path_params["name"], _query(request)
+            ),
+            [*span, "by", "measure", "n"],
+        ),
+        (
+            "/api/v1/top",
+            "top",
+            "read",
+            lambda request, tenant: service.top(tenant, None, _query(request)),
+            [*span, "by", "measure", "n"],
+        ),
+        (
+            "/api/v1/orders",
+            "orders",
+            "read",
+            lambda request, tenant: service.recent_orders(tenant, _query(request)),
+            ["limit", "before", "store"],
+        ),
+        (
+            "/api/v1/orders/{order_id}",
+            "order",
+            "read",
+            lambda request, tenant: service.order(tenant, request.path_params["order_id"]),
+            [],
+        ),
+        (
+            "/api/v1/dead-letters",
+            "dead_letters",
+            "admin",
+            lambda request, tenant: service.dead_letters(tenant, _query(request)),
+            ["limit", "before"],
+        ),
+        (
+            "/api/dashboard",
+            "dashboard",
+            "read",
+            lambda request, tenant: service.dashboard(tenant),
+            [],
+        ),
+    ]
+
+
+DESCRIPTIONS = {
+    "views": "All views, with their definitions and how far their history is filled.",
+    "view": "Rows of a view between two times. Any dimension is a filter, e.g. store=uptown.",
+    "view_top": "The N best values of a dimension over a span.",
+    "top": "The same, from the cheapest view that has it; by default the 5 best drinks of 30 days.",
+    "orders": "Newest orders first.",
+    "order": "One order, found from the moment of its 202 on.",
+    "dead_letters": "Records that could not be stored, newest first.",
+    "dashboard": "The published dashboard object.",
+}
+
+PARAMETERS = {
+    "from": "First moment: ISO 8601 with an offset, or Unix seconds.",
+    "to": "Moment after the last.",
+    "last": "A span up to now instead: 90m, 2h, 30d. Default: 24h (30d for a ranking).",
+    "position": "A position from a 202: the answer waits until it is inside.",
+    "group_by": "Dimensions to keep, separated by commas; default all, empty none.",
+    "bucket": "minute, hour, day (no finer than the view's) or total.",
+    "order_by": "A measure: largest first. Without it: by bucket and dimensions, in pages.",
+    "limit": "Most rows in an answer.",
+    "cursor": "`next` of the page before.",
+    "by": "Dimension to rank; default drink.",
+    "measure": "Measure to rank by; default the count.",
+    "n": "How many; default 5.",
+    "before": "`next` of the page before.",
+    "store": "Only this store.",
+}
+
+
+def _query(request: Request) -> dict[str, list[str]]:
+    query: dict[str, list[str]] = {}
+    for name, value in request.query_params.multi_items():
+        query.setdefault(name, []).append(value)
+    return query
+
+
+def _add_route(
+    app: FastAPI,
+    path: str,
+    name: str,
+    scope: str,
+    handler: Handler,
+    parameters: list[str],
+    authorizer: Authorizer,
+    problem: ProblemWriter,
+    clock: Clock,
+) -> None:
+    async def endpoint(request: Request) -> Response:
+        began = clock.monotonic()
+        try:
+            tenant = authorizer.tenant_of(request.headers, scope)
+            response = _json(await handler(request, tenant))
+        except (Rejected, Overload, Retryable) as error:
+            response = problem_response(problem, error)
+        metrics.REQUESTS.labels(name, f"{response.status_code // 100}xx").inc()
+        metrics.SECONDS.labels(name).observe(clock.monotonic() - began)
+        return response
+
+    shown = [
+        {
+            "name": parameter,
+            "in": "query",
+            "required": False,
+            "description": PARAMETERS[parameter],
+            "schema": {"type": "string"},
+        }
+        for parameter in parameters
+    ]
+    in_path = [
+        {"name": part[1:-1], "in": "path", "required": True, "schema": {"type": "string"}}
+        for part in path.split("/")
+        if part.startswith("{")
+    ]
+    app.add_api_route(
+        path,
+        endpoint,
+        methods=["GET"],
+        name=name,
+        operation_id=name,
+        description=DESCRIPTIONS[name],
+        openapi_extra={"parameters": [*in_path, *shown]},
+        responses={
+            400: {"description": "A parameter is wrong; `errors` names it."},
+            401: {"description": "No API key, or not a known one."},
+            503: {"description": "A server is away; see Retry-After."},
+        },
+    )
+
+
+def _json(page: Page) -> Response:
+    return Response(
+        msgspec.json.encode(page.body),
+        status_code=page.status,
+        headers=page.headers,
+        media_type="application/json",
+    )
+
+
+def problem_response(problem: ProblemWriter, error: Rejected | Overload | Retryable) -> Response:
+    """The answer to a failure of one of the three families a caller may see."""
+    headers = {}
+    if isinstance(error, Rejected):
+        status, code, detail, place = error.status, error.code, error.detail, error.place
+        if status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+    elif isinstance(error, Overload):
+        status, code, detail, place = error.status, error.code, error.detail, ""
+        headers["Retry-After"] = str(max(1, round(error.retry_after_seconds)))
+    else:
+        wait = error.retry_after_seconds if isinstance(error, BreakerOpen) else 1.0
+        status, code, place = 503, "unavailable", ""
+        detail = "a server behind this one is not answering; try again"
+        headers["Retry-After"] = str(max(1, round(wait)))
+    return Response(
+        problem(status, code, detail, place),
+        status_code=status,
+        headers=headers,
+        media_type="application/problem+json",
+    )
+
+
+def _add_problem_handlers(app: FastAPI, problem: ProblemWriter) -> None:
+    async def on_http_error(request: Request, error: Exception) -> Response:
+        status = error.status_code if isinstance(error, HTTPException) else 500
+        code = {404: "no-such-route", 405: "method-not-allowed"}.get(status, "error")
+        detail = str(error.detail) if isinstance(error, HTTPException) else "an error of ours"
+        return Response(
+            problem(status, code, detail, ""),
+            status_code=status,
+            headers=dict(getattr(error, "headers", None) or {}),
+            media_type="application/problem+json",
+        )
+
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(Exception, on_http_error)

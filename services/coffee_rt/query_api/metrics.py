@@ -1,0 +1,18 @@
+"""Metrics of query_api."""
+
+from coffee_rt.runtime.metrics import counter, histogram
+
+REQUESTS = counter(
+    "coffee_rt_query_api_requests_total",
+    "Reads answered, by route and status class; many 5xx: look at the breakers.",
+    ("route", "status"),
+)
+SECONDS = histogram(
+    "coffee_rt_query_api_request_seconds",
+    "Time from request to answer, by route; slow: look at unfolded deltas and PostgreSQL.",
+    ("route",),
+)
+TAILS_SKIPPED = counter(
+    "coffee_rt_query_api_tails_skipped_total",
+    "Reads answered without the unfolded tail because it was too long; add aggregators.",
+)
