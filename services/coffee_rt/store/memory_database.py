@@ -1,0 +1,123 @@
+"""The tables of the store in memory: what memory.py writes and memory_views.py folds, in one place.
+
+One event loop owns it and every method that changes it does so without awaiting in between, which is what
+makes a "transaction" here atomic. Simulations inject faults through `fault_hook`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from coffee_rt.domain.views import Delta, Group
+from coffee_rt.store.contract import (
+    ApiKey,
+    DeadLetter,
+    EntryKey,
+    PartitionState,
+    StoredOrder,
+    ViewState,
+)
+from coffee_rt.store.view_tables import Catalogue
+
+
+@dataclass(slots=True)
+class LedgerRow:
+    """A stored entry and what became of its records."""
+
+    shard: int
+    entry: EntryKey
+    counter: int
+    records: int
+    stored: int
+    duplicates: int
+    dead: int
+    redeliveries: int = 0
+
+
+@dataclass(slots=True)
+class GapRow:
+    """Records (counter_from, counter_to] of a shard that the log lost; `found` had been stored before."""
+
+    shard: int
+    entry: EntryKey
+    counter_from: int
+    counter_to: int
+    found: int = 0
+
+
+@dataclass(slots=True)
+class StoredDelta:
+    """A delta not yet folded, with the transaction that wrote it."""
+
+    xid: int
+    delta: Delta
+
+
+@dataclass(slots=True)
+class MemoryLane:
+    """A lane of a view: its version, and the transaction below which every delta is folded."""
+
+    version: int = 0
+    floor: int = 0
+    deltas: list[StoredDelta] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class MemoryRow:
+    """A folded row of a view."""
+
+    measures: list[int]
+    newest_at_us: int
+    lane: int
+    version: int
+
+
+@dataclass(slots=True)
+class MemoryView:
+    """A view's tables, by its internal name."""
+
+    state: ViewState
+    lanes: list[MemoryLane]
+    rows: dict[Group, MemoryRow] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class MemoryDatabase:
+    """Everything the store keeps. `views` belongs to memory_views.py, the rest to memory.py."""
+
+    orders: dict[bytes, StoredOrder] = field(default_factory=dict)
+    ledger: dict[bytes, LedgerRow] = field(default_factory=dict)
+    sums: dict[int, dict[str, int]] = field(default_factory=dict)
+    """Compacted ledger rows by shard."""
+    gaps: dict[bytes, GapRow] = field(default_factory=dict)
+    dead_letters: list[DeadLetter] = field(default_factory=list)
+    aliases: dict[bytes, tuple[int, bytes]] = field(default_factory=dict)
+    """Id -> (tenant, id of the order it stands for)."""
+    partitions: dict[int, PartitionState] = field(default_factory=dict)
+    detached: dict[int, PartitionState] = field(default_factory=dict)
+    retired_to_ms: int = 0
+    api_keys: dict[str, ApiKey] = field(default_factory=dict)
+    heartbeats: dict[tuple[str, str], int] = field(default_factory=dict)
+    shards: int | None = None
+    catalogue: Catalogue = field(default_factory=lambda: Catalogue(0, ()))
+    """The views every commit feeds; changed only together with `views`."""
+    views: dict[str, MemoryView] = field(default_factory=dict)
+    """By internal name."""
+    fault_hook: Callable[[str], None] | None = None
+    """Called with the name of a step ("commit", "committed", "fold", ...); raises to make it fail."""
+    _xids: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+
+    def next_xid(self) -> int:
+        return next(self._xids)
+
+    def reach(self, step: str) -> None:
+        """Mark a step of an operation, where a fault may be injected. "commit" comes before the effect,
+        "committed" after it."""
+        if self.fault_hook is not None:
+            self.fault_hook(step)
+
+    def append_deltas(self, internal: str, xid: int, lane: int, deltas: list[Delta]) -> None:
+        """What a commit adds to a view."""
+        self.views[internal].lanes[lane].deltas.extend(StoredDelta(xid, delta) for delta in deltas)
