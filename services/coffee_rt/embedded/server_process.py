@@ -118,6 +118,12 @@ class Server(ABC):
         return self._process.pid if self._process and self._process.poll() is None else None
 
     @property
+    def process(self) -> subprocess.Popen[bytes]:
+        """The child, running or ended; only after `launch`."""
+        assert self._process is not None
+        return self._process
+
+    @property
     def is_running(self) -> bool:
         return self.pid is not None
 

@@ -1,0 +1,314 @@
+"""The `coffee-rt` command: `up` for a laptop, one command a process, and what an administrator needs.
+
+Each command imports its part only when it runs, so that --help answers at once and a process loads nothing
+of the others. Errors a person can mend are printed as a sentence, with exit code 2 for bad settings and 1
+for everything else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from coffee_rt.errors import CoffeeRtError
+
+app = typer.Typer(
+    name="coffee-rt",
+    help=(
+        "Streaming analytics for orders: accepted once, stored once, seen while it happens.\n\n"
+        "New here? `coffee-rt up --simulate 50` starts everything on this machine, with a café chain "
+        "posting 50 orders a second, and prints the dashboard's address."
+    ),
+    no_args_is_help=True,
+    # Locals in a traceback would show passwords.
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+keys_app = typer.Typer(help="API keys: add, list, revoke.", no_args_is_help=True)
+
+_START = "Start here"
+_PROCESSES = "Processes (settings from the environment: coffee-rt settings PROCESS)"
+_CARE = "Care"
+app.add_typer(keys_app, name="keys", rich_help_panel=_CARE)
+
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir",
+        help="Directory of a running `coffee-rt up`.  [default: ./data, when one runs there]",
+        show_default=False,
+    ),
+]
+RedisUrl = Annotated[
+    str | None, typer.Option("--redis-url", help="Redis or Valkey, e.g. redis://localhost:6379/0")
+]
+DatabaseUrl = Annotated[
+    str | None,
+    typer.Option("--database-url", help="PostgreSQL, e.g. postgresql://me:secret@localhost/coffee"),
+]
+
+
+@app.command(rich_help_panel=_START)
+def up(
+    data_dir: Annotated[
+        Path, typer.Option(help="Directory for the data, kept between runs; made when missing.")
+    ] = Path("data"),
+    host: Annotated[
+        str,
+        typer.Option(help="Address to listen on. Beyond this machine, API keys are required."),
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of the one address; 0 takes any free one.")
+    ] = 8080,
+    simulate: Annotated[
+        float,
+        typer.Option(min=0, metavar="N", help="Also play a café chain posting N orders a second."),
+    ] = 0,
+    redis_url: RedisUrl = None,
+    database_url: DatabaseUrl = None,
+    views: Annotated[
+        Path | None,
+        typer.Option(help="Directory with YAML view definitions beside the two built in."),
+    ] = None,
+) -> None:
+    """Start everything on this machine and print the dashboard's address.
+
+    Brings its own PostgreSQL and Valkey unless addresses are given. Ctrl-C drains and stops all; the
+    data stays for the next start. The address is also written to DATA_DIR/address, logs are in
+    DATA_DIR/logs.
+    """
+    from coffee_rt.embedded.plan import UpOptions
+    from coffee_rt.embedded.up import run_up
+
+    options = UpOptions(data_dir, host, port, simulate, redis_url, database_url, views)
+    raise typer.Exit(run_up(options, _say))
+
+
+@app.command(rich_help_panel=_START)
+def doctor(
+    data_dir: DataDir = None, redis_url: RedisUrl = None, database_url: DatabaseUrl = None
+) -> None:
+    """Check servers and settings, and say how to mend what is unsafe (exit code 1 then)."""
+    from coffee_rt.embedded.doctor import run_doctor
+    from coffee_rt.embedded.reach import reach
+
+    raise typer.Exit(asyncio.run(run_doctor(reach(data_dir, redis_url, database_url))))
+
+
+@app.command(rich_help_panel=_START)
+def simulate(
+    address: Annotated[
+        str | None,
+        typer.Argument(
+            help="Where orders are posted.  [default: the running `up`, else http://127.0.0.1:8080]",
+            show_default=False,
+        ),
+    ] = None,
+    rate: Annotated[float, typer.Option(min=0.1, help="Orders a second, on average.")] = 50,
+    seconds: Annotated[
+        float, typer.Option(min=0, help="How long; 0 goes on until Ctrl-C.", show_default=True)
+    ] = 0,
+    seed: Annotated[int, typer.Option(help="The same seed plays the same orders.")] = 1,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="COFFEE_RT_API_KEY", help="API key with the scope ingest.")
+    ] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Play a café chain: stores, drinks, a day's rhythm, late orders, retries, batches."""
+    from coffee_rt.embedded.reach import reach_address
+    from coffee_rt.embedded.simulate import SimulationOptions, run_simulation
+
+    options = SimulationOptions(address or reach_address(data_dir), rate, seconds, seed, api_key)
+    raise typer.Exit(asyncio.run(run_simulation(options, _say)))
+
+
+@app.command(
+    rich_help_panel=_START,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def bench(context: typer.Context) -> None:
+    """Measure every path beside its ceiling and its baselines (see `bench --help`)."""
+    raise typer.Exit(import_module("coffee_rt.bench.main").run(context.args))
+
+
+def _add_process(name: str, help: str) -> None:  # noqa: A002
+    def run_process() -> None:
+        module = import_module(f"coffee_rt.{name.replace('-', '_')}.main")
+        raise typer.Exit(module.run())
+
+    app.command(name, help=help, rich_help_panel=_PROCESSES)(run_process)
+
+
+for _name, _help in (
+    ("order-api", "Accept orders over HTTP and append them to the log."),
+    ("worker", "Move the log into PostgreSQL, exactly once."),
+    ("aggregator", "Fold deltas into views and publish what changed."),
+    ("fanout", "Push live updates to browsers and serve the dashboard."),
+    ("query-api", "Answer reads of views and orders."),
+):
+    _add_process(_name, _help)
+
+
+@app.command(rich_help_panel=_CARE)
+def migrate(data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
+    """Bring the database to this release's schema. Safe to repeat, and from several at once."""
+    from coffee_rt.embedded.reach import reach
+    from coffee_rt.store.migrations import migrate as apply
+
+    settings = reach(data_dir, database_url=database_url)
+    applied = asyncio.run(apply(settings.database.url))
+    for name in applied or ():
+        _say(f"applied {name}")
+    if not applied:
+        _say("The database is up to date.")
+
+
+@app.command(rich_help_panel=_CARE)
+def rebuild(
+    view: Annotated[str, typer.Argument(help="Name of the view, e.g. hourly.")],
+    start: Annotated[str | None, typer.Option("--from", help="From this time (ISO 8601).")] = None,
+    end: Annotated[str | None, typer.Option("--to", help="Up to this time (ISO 8601).")] = None,
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Recompute a view from the orders, exactly, while orders flow."""
+    raise typer.Exit(_repair("run_rebuild", view, start, end, data_dir, database_url))
+
+
+@app.command(rich_help_panel=_CARE)
+def audit(
+    view: Annotated[str, typer.Argument(help="Name of the view, e.g. hourly.")],
+    start: Annotated[str | None, typer.Option("--from", help="From this time (ISO 8601).")] = None,
+    end: Annotated[str | None, typer.Option("--to", help="Up to this time (ISO 8601).")] = None,
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Compare a view with the orders; exit code 1 when anything differs."""
+    raise typer.Exit(_repair("run_audit", view, start, end, data_dir, database_url))
+
+
+@app.command(rich_help_panel=_CARE)
+def settings(
+    process: Annotated[
+        str, typer.Argument(help="order-api, worker, aggregator, fanout or query-api")
+    ],
+) -> None:
+    """List every setting of a process: its variable, its default, what it means."""
+    from coffee_rt.embedded.settings_table import settings_table
+
+    _print(settings_table(process))
+
+
+@app.command(rich_help_panel=_CARE)
+def version() -> None:
+    """Print the version."""
+    from coffee_rt import __version__
+
+    _say(__version__)
+
+
+@keys_app.command("add")
+def keys_add(
+    name: Annotated[str, typer.Argument(help="What the key is for, e.g. uptown-till-1.")],
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(help="ingest, read or admin; may be repeated.  [default: ingest, read]"),
+    ] = None,
+    tenant: Annotated[int, typer.Option(min=0, help="Whose orders it posts and reads.")] = 0,
+    per_minute: Annotated[
+        int | None, typer.Option(min=1, help="Requests a minute.  [default: no limit of its own]")
+    ] = None,
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Make a key and print it, once: only its hash is stored."""
+    from coffee_rt.embedded import keys
+    from coffee_rt.embedded.reach import reach
+
+    target = reach(data_dir, database_url=database_url)
+    request = keys.KeyRequest(name, frozenset(scope or ("ingest", "read")), tenant, per_minute)
+    _say(asyncio.run(keys.add_key(target.database, request)))
+
+
+@keys_app.command("list")
+def keys_list(data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
+    """List keys (never their secrets)."""
+    from coffee_rt.embedded import keys
+    from coffee_rt.embedded.reach import reach
+
+    _print(asyncio.run(keys.keys_table(reach(data_dir, database_url=database_url).database)))
+
+
+@keys_app.command("revoke")
+def keys_revoke(
+    key_id: Annotated[str, typer.Argument(help="The id between crt_ and the second underscore.")],
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Revoke a key; processes notice within seconds."""
+    from coffee_rt.embedded import keys
+    from coffee_rt.embedded.reach import reach
+
+    target = reach(data_dir, database_url=database_url)
+    if not asyncio.run(keys.revoke_key(target.database, key_id)):
+        _fail(f"There is no key {key_id}, or it is revoked already. See: coffee-rt keys list")
+    _say(f"Key {key_id} is revoked.")
+
+
+def main() -> None:
+    """Entry of the command; errors a person can mend become a sentence."""
+    try:
+        app()
+    except _told_plainly() as error:
+        sys.stdout.flush()
+        typer.echo(f"coffee-rt: {error}", err=True)
+        sys.exit(1 if isinstance(error, CoffeeRtError) else 2)
+
+
+def _told_plainly() -> tuple[type[Exception], ...]:
+    # Evaluated only when something was raised: settings cost a third of a second to import.
+    from coffee_rt.runtime.settings import SettingsError
+
+    return (SettingsError, CoffeeRtError)
+
+
+def _repair(
+    function: str,
+    view: str,
+    start: str | None,
+    end: str | None,
+    data_dir: Path | None,
+    database_url: str | None,
+) -> int:
+    from coffee_rt.embedded.reach import reach
+
+    run: Callable[..., object] = getattr(import_module("coffee_rt.aggregator.repair"), function)
+    target = reach(data_dir, database_url=database_url)
+    return int(asyncio.run(run(view, start, end, target.database)) or 0)  # type: ignore[arg-type]
+
+
+def _say(line: str) -> None:
+    typer.echo(line)
+    sys.stdout.flush()
+
+
+def _print(table: object) -> None:
+    from rich.console import Console
+
+    Console().print(table)
+
+
+def _fail(sentence: str) -> None:
+    typer.echo(f"coffee-rt: {sentence}", err=True)
+    raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    main()
