@@ -96,6 +96,8 @@ class OrderWriter(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LaneKey:
+    """A lane by the view's internal name: a view and its replacement are folded side by side."""
+
     view: str
     lane: int
 
@@ -106,7 +108,10 @@ class LaneWork:
 
     key: LaneKey
     waiting_rows: int
+    """Counted up to a limit of the store."""
     waiting_seconds: float
+    """Age of the newest order in the oldest delta: an upper bound while a backlog is stored."""
+    version: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +128,10 @@ class Fold:
     rows: Sequence[dict[str, Any]]
     newest_at_ms: int
     is_drained: bool
+    is_reload: bool = False
+    """More rows changed than asked for: `rows` is empty."""
+    expired_deltas: int = 0
+    """Deltas of buckets past the view's retention, dropped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +153,8 @@ class ViewState:
     """False while its history is backfilled (it is maintained from its creation on)."""
     backfilled_to: int | None
     """Unix seconds: buckets before it are filled; None when all are."""
+    is_current: bool = True
+    """False for a replacement that readers don't see yet."""
 
 
 class ViewCatalogueStore(Protocol):
@@ -152,22 +163,36 @@ class ViewCatalogueStore(Protocol):
     async def views(self) -> list[ViewState]: ...
 
     async def ensure_views(self, definitions: Sequence[ViewDefinition]) -> list[str]:
-        """Create what is missing, rebuild what changed; names that still need a backfill."""
+        """Create what is missing, and a replacement for what changed; the internal names of the views
+        that still need a backfill."""
+
+    async def make_current(self, internal: str) -> None:
+        """Put a filled replacement in the place of the view it replaces; its epoch is another."""
 
     async def drop_view(self, name: str) -> None: ...
 
 
 class ViewFolder(Protocol):
-    """Folding. Any number of processes may fold; a lane's row lock keeps two off one lane."""
+    """Folding. Any number of processes may fold; a lane's row lock keeps two off one lane.
+
+    `Fold.view` and LaneVersion.view are public names; replacements are folded but not told of."""
+
+    async def announce(self, instance: str, alive_seconds: float) -> list[str]:
+        """Say that this instance folds; all that said so within the last `alive_seconds`, sorted."""
+
+    async def withdraw(self, instance: str) -> None:
+        """Say that it does so no longer."""
 
     async def fold_lane(self, key: LaneKey, deltas_max: int, rows_max: int) -> Fold | None:
         """None when another holds the lane or there is nothing to fold. With more than `rows_max` changed
-        rows the fold's `rows` is empty (the publication says reload)."""
+        rows the fold's `rows` is empty (the publication says reload). Raises BadData when a delta can't
+        be applied: see quarantine."""
 
     async def waiting_lanes(self) -> list[LaneWork]: ...
 
     async def lane_versions(self) -> tuple[dict[str, str], list[LaneVersion]]:
-        """(view -> epoch, all lanes): the beacon."""
+        """(view -> epoch, all lanes of current views): the beacon. The floor of a lane without unfolded
+        deltas is as high as the statement can see, so that waiting for an idle lane ends."""
 
     async def quarantine(self, key: LaneKey, deltas_max: int) -> int:
         """After a fold failed for bad data: bisect by group into fold dead letters; how many were put away."""
@@ -191,10 +216,13 @@ class AuditDifference:
 
 
 class ViewRepairer(Protocol):
-    """Recomputation from the orders, exact while orders flow (MECHANICS 16)."""
+    """Recomputation from the orders, exact while orders flow (MECHANICS 16). `view` is an internal name."""
+
+    async def recomputable_from(self, view: str) -> int:
+        """Unix seconds: older buckets are frozen, because retention took orders of them; 0 for none."""
 
     async def plan_chunks(self, view: str, start: int | None, end: int | None) -> list[Chunk]:
-        """Chunks that may be recomputed (not older than what the partitions still hold)."""
+        """Chunks with orders or rows that may be recomputed (none that is frozen), oldest first."""
 
     async def rebuild_chunk(self, chunk: Chunk) -> int:
         """Replace the chunk's rows by a recomputation; how many rows changed."""
@@ -202,6 +230,9 @@ class ViewRepairer(Protocol):
     async def audit_chunk(self, chunk: Chunk) -> list[AuditDifference]: ...
 
     async def mark_backfilled(self, view: str, to: int | None) -> None: ...
+
+    async def expire_rows(self, view: str) -> int:
+        """Delete rows of buckets past the view's retention; how many."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,9 @@
 -- Views: the catalogue, the lanes, the dead letters of folds. The tables of a view are made with the view.
 
 -- Counts changes of the set of views. A commit that knows another number reloads the catalogue.
--- oldest_partition_at: the oldest start of a partition of orders ever seen; when the oldest attached one
--- is younger, retention has begun and older buckets must not be recomputed.
 CREATE TABLE view_generation (
     is_only boolean PRIMARY KEY DEFAULT true CHECK (is_only),
-    generation bigint NOT NULL,
-    oldest_partition_at timestamptz
+    generation bigint NOT NULL
 );
 INSERT INTO view_generation (generation) VALUES (0);
 
@@ -14,7 +11,7 @@ CREATE TABLE view_catalogue (
     internal text PRIMARY KEY,
     name text NOT NULL,
     definition jsonb NOT NULL,
-    -- Generation it was made or made current in: the first part of its epoch.
+    -- Generation it was made in: the first part of its epoch.
     generation bigint NOT NULL,
     feature_level integer NOT NULL,
     -- False for a replacement that is still being filled.
@@ -47,12 +44,6 @@ CREATE TABLE fold_dead_letters (
     detail text NOT NULL,
     created_at timestamptz NOT NULL DEFAULT now()
 );
-
--- Instances that fold, by their last word: lanes are shared among those heard of within two seconds.
-CREATE TABLE view_folders (
-    instance text PRIMARY KEY,
-    seen_at timestamptz NOT NULL
-) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 200);
 
 -- Lane of a group; domain.views.lane_of computes the same.
 CREATE FUNCTION view_lane(key text, lanes integer) RETURNS smallint

@@ -1,0 +1,204 @@
+"""The set of views in PostgreSQL: made, replaced and dropped behind a barrier that no commit straddles.
+
+Every commit holds the shared side of CATALOGUE_LOCK to its end and reads the generation under it. A change
+takes the exclusive side: when it has it, no commit is under way, and every later one reads the new
+generation and carries the new view's deltas (MECHANICS 15). The wait is short and repeated, because
+commits queue behind a waiting exclusive lock.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import asyncpg
+
+from coffee_rt.domain.views import ViewDefinition
+from coffee_rt.errors import Rejected, Retryable
+from coffee_rt.runtime.clock import Clock, SystemClock
+from coffee_rt.store.contract import ViewState
+from coffee_rt.store.pool import Pool
+from coffee_rt.store.view_schema import create_view, drop_view
+from coffee_rt.store.view_tables import (
+    CATALOGUE_LOCK,
+    FEATURE_LEVEL,
+    decode_definition,
+    encode_definition,
+    feature_level_of,
+)
+
+LOCK_MILLISECONDS = 200
+"""How long commits may queue behind a change that waits. Shorter needs more tries under load."""
+TRIES_MAX = 50
+OLD_WORKER_SECONDS = 30
+"""A worker silent for longer counts as gone when a view needs newer ones."""
+
+_VIEWS = """
+-- All views with their epochs, replacements before the view they replace.
+SELECT c.internal, c.definition::text AS definition, c.is_current, c.backfilled_to,
+       c.generation || view_epoch_suffix() AS epoch
+FROM view_catalogue c ORDER BY c.name, c.is_current, c.internal
+"""
+
+
+class PostgresViewCatalogue:
+    """ViewCatalogueStore. Shared by all tasks; holds nothing between calls."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        *,
+        clock: Clock | None = None,
+        uniform: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        self._pool = pool
+        self._clock = clock or SystemClock()
+        self._uniform = uniform
+
+    async def views(self) -> list[ViewState]:
+        return [_state(row) for row in await self._pool.fetch(_VIEWS)]
+
+    async def ensure_views(self, definitions: Sequence[ViewDefinition]) -> list[str]:
+        """Create what is missing and a replacement for what changed; the internal names of all views
+        that still need a backfill, those of an earlier call included."""
+
+        async def create(connection: Any) -> None:
+            # Another process may have done it before we had the lock.
+            known = [_state(row) for row in await connection.fetch(_VIEWS)]
+            for definition in definitions:
+                if _is_missing(definition, known):
+                    await _create(connection, definition, known)
+
+        known = await self.views()
+        if any(_is_missing(definition, known) for definition in definitions):
+            await self._change(create)
+            known = await self.views()
+        return [state.internal for state in known if state.backfilled_to is not None]
+
+    async def make_current(self, internal: str) -> None:
+        """Put a filled replacement in the place of the view it replaces, which is dropped."""
+
+        async def replace(connection: Any) -> None:
+            known = [_state(row) for row in await connection.fetch(_VIEWS)]
+            chosen = next((state for state in known if state.internal == internal), None)
+            if chosen is None or chosen.is_current:
+                return
+            for state in known:
+                if state.definition.name == chosen.definition.name and state.is_current:
+                    await _drop(connection, state.internal)
+            await connection.execute(
+                "UPDATE view_catalogue SET is_current = true WHERE internal = $1", internal
+            )
+            await _raise_generation(connection)
+
+        await self._change(replace)
+
+    async def drop_view(self, name: str) -> None:
+        """Drop a view and its replacement. Raises Rejected when there is none of that name."""
+
+        async def drop(connection: Any) -> None:
+            known = [_state(row) for row in await connection.fetch(_VIEWS)]
+            gone = [state.internal for state in known if state.definition.name == name]
+            if not gone:
+                raise Rejected("unknown-view", f"there is no view {name}", status=404)
+            for internal in gone:
+                await _drop(connection, internal)
+            await _raise_generation(connection)
+
+        await self._change(drop)
+
+    async def _change(self, work: Callable[[Any], Awaitable[None]]) -> None:
+        """Run `work` in a transaction that holds the exclusive lock; wholly again when a lock (also of
+        a DROP TABLE in it) was not had in time. Raises Retryable after TRIES_MAX."""
+        begin = f"BEGIN; SET LOCAL lock_timeout = {LOCK_MILLISECONDS}"
+        for attempt in range(TRIES_MAX):
+            try:
+                async with self._pool.transaction(begin) as connection:
+                    await connection.execute(f"SELECT pg_advisory_xact_lock({CATALOGUE_LOCK})")
+                    await work(connection)
+                return
+            except Retryable as error:
+                is_busy = isinstance(error.__cause__, asyncpg.LockNotAvailableError)
+                if not is_busy or attempt == TRIES_MAX - 1:
+                    raise
+            await self._clock.sleep(self._uniform(0.02, 0.2))
+
+
+def _state(row: Any) -> ViewState:
+    return ViewState(
+        definition=decode_definition(row["definition"]),
+        internal=row["internal"],
+        epoch=row["epoch"],
+        is_live=row["backfilled_to"] is None and row["is_current"],
+        backfilled_to=row["backfilled_to"],
+        is_current=row["is_current"],
+    )
+
+
+def _is_missing(definition: ViewDefinition, known: Sequence[ViewState]) -> bool:
+    """Whether the newest of the name's views (its replacement, if there is one) is another definition."""
+    same_name = [state for state in known if state.definition.name == definition.name]
+    return not same_name or same_name[0].definition != definition
+
+
+async def _create(connection: Any, definition: ViewDefinition, known: Sequence[ViewState]) -> None:
+    await _check_workers(connection, definition)
+    current = None
+    for state in known:
+        if state.definition.name != definition.name:
+            continue
+        if state.is_current:
+            current = state
+        else:
+            await _drop(connection, state.internal)
+    generation = await _raise_generation(connection)
+    if current is not None and current.definition == definition:
+        return  # Changed back while its replacement was being filled.
+    internal = f"{definition.name}_{generation}"
+    await connection.execute(
+        """
+        INSERT INTO view_catalogue
+            (internal, name, definition, generation, feature_level, is_current, backfilled_to)
+        VALUES ($1, $2, $3, $4, $5, $6, 0)
+        """,
+        internal,
+        definition.name,
+        encode_definition(definition),
+        generation,
+        feature_level_of(definition),
+        current is None,
+    )
+    await connection.execute(
+        "INSERT INTO view_lanes (internal, lane) SELECT $1, generate_series(0, $2 - 1)",
+        internal,
+        definition.lanes,
+    )
+    for statement in create_view(definition, internal):
+        await connection.execute(statement)
+
+
+async def _check_workers(connection: Any, definition: ViewDefinition) -> None:
+    level = feature_level_of(definition)
+    if level > FEATURE_LEVEL:
+        raise Rejected("view-too-new", f"view {definition.name} needs a newer release")
+    older = await connection.fetchval(
+        "SELECT min(instance) FROM heartbeats WHERE process = 'worker' AND feature_level < $1"
+        f" AND beat_at > now() - interval '{OLD_WORKER_SECONDS} seconds'",
+        level,
+    )
+    if older is not None:
+        raise Retryable(f"worker {older} is too old for view {definition.name}")
+
+
+async def _drop(connection: Any, internal: str) -> None:
+    await connection.execute("DELETE FROM view_catalogue WHERE internal = $1", internal)
+    for statement in drop_view(internal):
+        await connection.execute(statement)
+
+
+async def _raise_generation(connection: Any) -> int:
+    generation: int = await connection.fetchval(
+        "UPDATE view_generation SET generation = generation + 1 RETURNING generation"
+    )
+    return generation
