@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from coffee_rt.domain.orders import Order
 from coffee_rt.domain.views import Bucket, Group, ViewDefinition
+from coffee_rt.errors import Retryable
 
 # The store must not import streams: entry ids travel as (milliseconds, sequence).
 EntryKey = tuple[int, int]
@@ -72,7 +73,12 @@ class Committed:
 
 
 class BadData(Exception):
-    """PostgreSQL refused a value in this batch (class 22, 23502, 54000, a CHECK): bisect to find it."""
+    """A value in this batch can't be stored, now or later: PostgreSQL refuses it (class 22, 23502, 54000, a
+    CHECK), it can't be encoded, or its day was retired. Bisect to find it."""
+
+
+class ViewsTooNew(Retryable):
+    """A view needs a newer release of the worker. Nothing was stored; be not ready, leave entries pending."""
 
 
 class OrderWriter(Protocol):
@@ -90,8 +96,8 @@ class OrderWriter(Protocol):
         stored under a short lock wait; a blocking worker older than the limit is terminated."""
 
     async def store_single(self, entry: EntryWrite) -> Committed:
-        """Last resort for an entry that fails alone: its orders one by one under savepoints (32 at most a
-        transaction part), each that is bad data becoming a dead letter."""
+        """Last resort for an entry that fails alone: those of its orders that are bad data become dead
+        letters, the others are stored. Found by bisecting with transactions that are rolled back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +262,10 @@ class DeadLetter:
     created_at_us: int
 
 
+RECENT_ROWS_MAX = 100_000
+"""Rows a search for one store's recent orders reads at most; an order of a rarely seen store may be older."""
+
+
 class OrderReader(Protocol):
     async def find_order(self, tenant: int, order_id: bytes) -> StoredOrder | None:
         """From the primary; follows aliases."""
@@ -265,13 +275,14 @@ class OrderReader(Protocol):
     async def recent_orders(
         self, tenant: int | None, limit: int, before: bytes | None = None, store: str | None = None
     ) -> list[StoredOrder]:
-        """Newest ids first, below `before`."""
+        """Newest ids first, below `before`. With `store` only the newest RECENT_ROWS_MAX rows are searched."""
 
     async def dead_letters(
         self, tenant: int | None, limit: int, before: int | None
     ) -> list[DeadLetter]: ...
 
-    async def is_entry_stored(self, shard: int, batch_id: bytes) -> bool: ...
+    async def is_entry_stored(self, shard: int, batch_id: bytes) -> bool:
+        """Whether the ledger has the entry, or has been compacted past its time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,20 +366,29 @@ class PartitionState:
     end_ms: int
 
 
+KEEP_DAYS_MIN = 3
+"""Orders are kept longer than a client's id may be old, plus the longest backlog."""
+
+
 class StoreKeeper(Protocol):
     """Partitions, retention, ledger compaction, heartbeats. Safe from any process, at any time."""
 
     async def ensure_partitions(self, now_ms: int, days_ahead: int) -> list[str]: ...
     async def partitions(self) -> list[PartitionState]: ...
     async def apply_retention(self, now_ms: int, keep_days: int) -> list[str]:
-        """Detach, then drop in a later call, never in one step; what was done, in words."""
+        """Detach, then drop in a later call, never in one step; what was done, in words. Raises Rejected
+        for fewer days than KEEP_DAYS_MIN."""
 
     async def compact_ledger(self, shard: int, below: EntryKey) -> int:
-        """Move rows of entries below `below` into the shard's sum; how many. The caller has put the margin."""
+        """Move rows of entries below `below` into the shard's sum; how many. The caller has put the margin
+        (an hour below the stream's first entry: a re-created group replays from there)."""
 
     async def ledger_sums(self, shard: int, below: EntryKey | None) -> dict[str, int]:
-        """stored, duplicates, dead, gap records of a shard below an entry, compacted ones included."""
+        """entries, records, stored, duplicates, dead, gap_records, lost of a shard below an entry (None: of
+        all), compacted ones included. A lost record is one inside a gap that was not stored before it, so:
+        counter = stored + duplicates + dead + lost."""
 
     async def heartbeat(self, process: str, instance: str, feature_level: int) -> None: ...
+
     async def ensure_shards(self, shards: int) -> None:
         """Store the number of shards at install; raises Rejected when another number is stored."""

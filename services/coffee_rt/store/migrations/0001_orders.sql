@@ -53,8 +53,8 @@ CREATE TABLE shard_sums (
     stored bigint NOT NULL DEFAULT 0,
     duplicates bigint NOT NULL DEFAULT 0,
     dead bigint NOT NULL DEFAULT 0,
-    through_ms bigint NOT NULL DEFAULT 0,
-    through_seq bigint NOT NULL DEFAULT 0
+    -- Newest entry compacted: what is clearly older was stored.
+    through_ms bigint NOT NULL DEFAULT 0
 );
 
 -- Records the log acknowledged and then lost in a failover: (counter_from, counter_to] of a shard.

@@ -1,0 +1,205 @@
+"""The entry ledger in PostgreSQL: which stream entries are stored, and what their records became.
+
+`record_entries` is the exactly-once check: it runs inside the orders' transaction, and a row that is
+already there (or being written by somebody who then commits) means the entry is stored. Old rows are
+compacted into one sum a shard, so that the conservation sums stay exact for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from coffee_rt.domain.ids import id_time_ms
+from coffee_rt.store.batches import BatchPlan, EntryPlan
+from coffee_rt.store.contract import EntryKey
+from coffee_rt.store.pool import Pool
+
+# Purpose: claim the entries not stored yet, in the order that can't deadlock with another worker's; read
+# the views' generation in a statement later than the catalogue lock's (MECHANICS 7), and the transaction.
+_RECORD = """
+WITH entry AS (
+    SELECT * FROM unnest(
+        $1::uuid[], $2::int2[], $3::int8[], $4::int8[], $5::int8[],
+        $6::int4[], $7::int4[], $8::int4[], $9::int4[]
+    ) AS e (batch_id, shard, entry_ms, entry_seq, counter, records, stored, duplicates, dead)
+), fresh AS (
+    INSERT INTO stream_entries
+        (batch_id, shard, entry_ms, entry_seq, counter, records, stored, duplicates, dead)
+    SELECT batch_id, shard, entry_ms, entry_seq, counter, records, stored, duplicates, dead
+    FROM entry ORDER BY batch_id
+    ON CONFLICT (batch_id) DO NOTHING
+    RETURNING batch_id
+)
+SELECT (SELECT generation FROM view_generation) AS generation,
+       pg_current_xact_id()::text::int8 AS xid,
+       CASE WHEN (SELECT count(*) FROM fresh) < cardinality($1)
+            THEN ARRAY(SELECT batch_id FROM fresh) END AS fresh
+"""
+
+# Purpose: a write, so that this commit is only answered when earlier ones are durable too.
+_TOUCH = "UPDATE stream_entries SET redeliveries = redeliveries + 1 WHERE batch_id = $1"
+
+# Purpose: the counts of entries whose orders turned out to be stored before.
+_CORRECT = """
+UPDATE stream_entries AS s SET stored = e.stored, duplicates = e.duplicates, dead = e.dead
+FROM unnest($1::uuid[], $2::int4[], $3::int4[], $4::int4[]) AS e (batch_id, stored, duplicates, dead)
+WHERE s.batch_id = e.batch_id
+"""
+
+_RECORD_GAPS = """
+INSERT INTO gaps (batch_id, shard, entry_ms, entry_seq, counter_from, counter_to)
+SELECT * FROM unnest($1::uuid[], $2::int2[], $3::int8[], $4::int8[], $5::int8[], $6::int8[])
+ON CONFLICT DO NOTHING
+"""
+
+# Purpose: move a shard's oldest rows below an entry into its sum; what of them lies in a gap is kept there.
+_COMPACT = """
+WITH oldest AS (
+    SELECT batch_id FROM stream_entries
+    WHERE shard = $1 AND (entry_ms, entry_seq) < ($2::int8, $3::int8)
+    ORDER BY entry_ms, entry_seq LIMIT $4
+), moved AS (
+    DELETE FROM stream_entries WHERE batch_id IN (SELECT batch_id FROM oldest)
+    RETURNING batch_id, entry_ms, records, stored, duplicates, dead, counter
+), found AS (
+    UPDATE gaps AS g SET records_found = g.records_found + f.records
+    FROM (
+        SELECT gap.batch_id, sum(m.records) AS records
+        FROM gaps AS gap JOIN moved AS m ON m.counter > gap.counter_from
+            AND m.counter <= gap.counter_to AND m.batch_id <> gap.batch_id
+        WHERE gap.shard = $1 GROUP BY gap.batch_id
+    ) AS f WHERE g.batch_id = f.batch_id
+), total AS (
+    SELECT count(*) AS entries, coalesce(sum(records), 0) AS records,
+           coalesce(sum(stored), 0) AS stored, coalesce(sum(duplicates), 0) AS duplicates,
+           coalesce(sum(dead), 0) AS dead, max(entry_ms) AS through_ms
+    FROM moved
+), summed AS (
+    INSERT INTO shard_sums AS s (shard, entries, records, stored, duplicates, dead, through_ms)
+    SELECT $1, entries, records, stored, duplicates, dead, through_ms FROM total WHERE entries > 0
+    ON CONFLICT (shard) DO UPDATE SET
+        entries = s.entries + excluded.entries, records = s.records + excluded.records,
+        stored = s.stored + excluded.stored, duplicates = s.duplicates + excluded.duplicates,
+        dead = s.dead + excluded.dead, through_ms = greatest(s.through_ms, excluded.through_ms)
+)
+SELECT entries FROM total
+"""
+
+# Purpose: what a shard's records below an entry (or all) became. One statement: one moment.
+_SUMS = """
+WITH row AS (
+    SELECT count(*) AS entries, coalesce(sum(records), 0) AS records, coalesce(sum(stored), 0) AS stored,
+           coalesce(sum(duplicates), 0) AS duplicates, coalesce(sum(dead), 0) AS dead
+    FROM stream_entries
+    WHERE shard = $1 AND (entry_ms, entry_seq) < ($2::int8, $3::int8)
+), gap AS (
+    SELECT coalesce(sum(g.counter_to - g.counter_from), 0) AS gap_records,
+           coalesce(sum(g.counter_to - g.counter_from - g.records_found - (
+               SELECT coalesce(sum(e.records), 0) FROM stream_entries AS e
+               WHERE e.shard = g.shard AND e.counter > g.counter_from AND e.counter <= g.counter_to
+                 AND e.batch_id <> g.batch_id
+           )), 0) AS lost
+    FROM gaps AS g WHERE g.shard = $1 AND (g.entry_ms, g.entry_seq) < ($2::int8, $3::int8)
+)
+SELECT (row.entries + coalesce(s.entries, 0))::int8 AS entries,
+       (row.records + coalesce(s.records, 0))::int8 AS records,
+       (row.stored + coalesce(s.stored, 0))::int8 AS stored,
+       (row.duplicates + coalesce(s.duplicates, 0))::int8 AS duplicates,
+       (row.dead + coalesce(s.dead, 0))::int8 AS dead,
+       gap.gap_records::int8 AS gap_records, gap.lost::int8 AS lost
+FROM row CROSS JOIN gap LEFT JOIN shard_sums AS s ON s.shard = $1
+"""
+
+# Purpose: whether a read's snapshot includes an entry; a compacted one was stored long before.
+_IS_STORED = """
+SELECT EXISTS (SELECT FROM stream_entries WHERE batch_id = $1)
+    OR EXISTS (SELECT FROM shard_sums WHERE shard = $2 AND through_ms > $3 + 60000)
+"""
+
+COMPACT_ROWS_MAX = 20_000
+"""Ledger rows moved in one statement: larger holds a worker's redelivery up longer."""
+_END: EntryKey = (2**63 - 1, 2**63 - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What the ledger said: `fresh` are the ledger ids to store, None when all of them are."""
+
+    generation: int
+    xid: int
+    fresh: frozenset[bytes] | None
+
+
+async def record_entries(connection: Any, entries: Sequence[EntryPlan]) -> Recorded:
+    """Claim entries inside the transaction that will store them. Waits for another that is at it."""
+    writes = [entry.write for entry in entries]
+    row = await connection.fetchrow(
+        _RECORD,
+        [entry.ledger_id.hex() for entry in entries],
+        [write.shard for write in writes],
+        [write.entry[0] for write in writes],
+        [write.entry[1] for write in writes],
+        [write.counter for write in writes],
+        [write.records for write in writes],
+        [entry.stored for entry in entries],
+        [entry.duplicates for entry in entries],
+        [entry.dead for entry in entries],
+    )
+    fresh = row["fresh"]
+    known = None if fresh is None else frozenset(ledger_id.bytes for ledger_id in fresh)
+    return Recorded(row["generation"], row["xid"], known)
+
+
+async def touch_entry(connection: Any, ledger_id: bytes) -> None:
+    """The small write of a batch that was stored before."""
+    await connection.execute(_TOUCH, UUID(bytes=ledger_id))
+
+
+async def correct_counts(connection: Any, entries: Sequence[EntryPlan]) -> None:
+    """Give rows written in this transaction their final counts."""
+    await connection.execute(
+        _CORRECT,
+        [entry.ledger_id.hex() for entry in entries],
+        [entry.stored for entry in entries],
+        [entry.duplicates for entry in entries],
+        [entry.dead for entry in entries],
+    )
+
+
+async def record_gaps(connection: Any, plan: BatchPlan) -> None:
+    """Keep what gap entries say was lost."""
+    gaps = [(each, each.write, each.write.gap) for each in plan.entries if each.write.gap]
+    if not gaps:
+        return
+    await connection.execute(
+        _RECORD_GAPS,
+        [each.ledger_id.hex() for each, _, _ in gaps],
+        [write.shard for _, write, _ in gaps],
+        [write.entry[0] for _, write, _ in gaps],
+        [write.entry[1] for _, write, _ in gaps],
+        [gap[0] for _, _, gap in gaps if gap],
+        [gap[1] for _, _, gap in gaps if gap],
+    )
+
+
+async def compact_ledger(pool: Pool, shard: int, below: EntryKey) -> int:
+    """See StoreKeeper. In steps of bounded size, each whole in itself."""
+    total = 0
+    while True:
+        moved = int(await pool.fetchval(_COMPACT, shard, *below, COMPACT_ROWS_MAX))
+        total += moved
+        if moved < COMPACT_ROWS_MAX:
+            return total
+
+
+async def is_entry_stored(pool: Pool, shard: int, batch_id: bytes) -> bool:
+    """See OrderReader."""
+    return bool(await pool.fetchval(_IS_STORED, UUID(bytes=batch_id), shard, id_time_ms(batch_id)))
+
+
+async def ledger_sums(pool: Pool, shard: int, below: EntryKey | None) -> dict[str, int]:
+    """See StoreKeeper."""
+    return dict(await pool.fetchrow(_SUMS, shard, *(below or _END)))
