@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple, Protocol
 
+import msgspec
+
 from coffee_rt.errors import Rejected
 
 
@@ -58,9 +60,8 @@ class Position(NamedTuple):
         return position
 
 
-@dataclass(frozen=True, slots=True)
-class Append:
-    """One record on its way into the log."""
+class Append(msgspec.Struct, frozen=True, gc=False):
+    """One record on its way into the log. A struct, because one is made for each order on the hot path."""
 
     order_id: bytes
     record: bytes
@@ -70,6 +71,10 @@ class Append:
     """wire.hash_key of the Idempotency-Key; None when there is none."""
     is_client_id: bool = False
     """The client brought order_id: the log remembers it, and refuses another body under it."""
+    tenant: int = 0
+    """Part of what a client's id stands for: two tenants can't share one."""
+    trace: str = ""
+    """Trace context (traceparent); the entry carries that of its first record that has one."""
 
 
 class Outcome(Enum):
@@ -80,8 +85,7 @@ class Outcome(Enum):
     """Same key (or client id), other body: nothing was appended."""
 
 
-@dataclass(frozen=True, slots=True)
-class Appended:
+class Appended(msgspec.Struct, frozen=True, gc=False):
     outcome: Outcome
     order_id: bytes
     position: Position
@@ -93,7 +97,8 @@ class OrderProducer(Protocol):
     Cancelling a waiting append abandons only the wait: the record may still be appended.
     """
 
-    shards: int
+    @property
+    def shards(self) -> int: ...
 
     def choose_shard(self) -> int:
         """A healthy shard for a record without key or client id (spread evenly)."""
@@ -149,7 +154,8 @@ class GroupReader(Protocol):
     Two reads of the same shard at once are a bug. Cancelling a read drops its connection.
     """
 
-    shards: int
+    @property
+    def shards(self) -> int: ...
 
     async def read(self, shard: int, entries_max: int, wait_seconds: float) -> list[Delivery]:
         """Entries never delivered before, oldest first; empty after `wait_seconds`. Creates a lost group
@@ -161,8 +167,8 @@ class GroupReader(Protocol):
         """This consumer's own unacknowledged entries after an id: what a restart picks up first."""
 
     async def claim(self, shard: int, idle_seconds_min: float, entries_max: int) -> list[Delivery]:
-        """Entries other consumers left pending for so long, now ours. Entries deleted while pending raise
-        the `entries vanished` metric."""
+        """Entries left pending for so long by anyone (also by ourselves: their acknowledgement was dropped
+        after a reconnect), now ours. Entries deleted while pending raise the `entries vanished` metric."""
 
     async def acknowledge(self, shard: int, deliveries: list[Delivery]) -> int:
         """How many were acknowledged. Those read on an earlier connection are left pending on purpose."""
@@ -183,6 +189,16 @@ class Backlog:
     pending_entries: int
     length_entries: int
     memory_bytes: int
+    undelivered_records: int = 0
+    """Of `records`, those no consumer has been handed: what admission looks at, because one stuck entry
+    must not count everything acknowledged after it."""
+    oldest_entry: EntryId | None = None
+    """Lowest unacknowledged entry of this group; None when there is none."""
+    counter: int = 0
+    """Cumulative accepted records of the shard, gaps included."""
+    settled_counter: int = 0
+    """The counter just below `oldest_entry` (equal to `counter` when there is none): one side of the
+    conservation sum."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +216,8 @@ class Horizon:
 class LogKeeper(Protocol):
     """Care of the log: trim, backlog, groups, look-ups. Safe to use from any process."""
 
-    shards: int
+    @property
+    def shards(self) -> int: ...
 
     async def ensure_group(self, group: str) -> None:
         """Register a consumer group on every shard from its first entry; idempotent."""
@@ -215,6 +232,12 @@ class LogKeeper(Protocol):
 
     async def find_order(self, order_id: bytes, now_ms: int) -> tuple[Position, bytes] | None:
         """Position and record bytes of an order that is still in the log."""
+
+    async def foreign_groups(self) -> dict[str, list[int]]:
+        """Groups that nobody registered -> the shards they are on. They keep entries from being trimmed."""
+
+    async def remove_idle_consumers(self, group: str, idle_seconds_min: float) -> int:
+        """Remove consumers of dead processes; those with pending entries stay until these are claimed."""
 
     async def is_settled(self, group: str, position: Position) -> bool:
         """Whether the group has been delivered the entry and acknowledged it."""

@@ -1,0 +1,198 @@
+"""Executes flushes on Redis: one script call each, on one connection a shard.
+
+What is resent and what is not: only NOSCRIPT and TRYAGAIN say that nothing happened, so only they are
+sent again. A call whose answer never came may have been executed: its outcome is unknown, its connection
+is dropped, and the caller repeats it with the same key.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from coffee_rt.domain.wire import WIRE_VERSION, batch_header
+from coffee_rt.errors import BreakerOpen, NotExecuted, Overload, Retryable
+from coffee_rt.runtime.breaker import CircuitBreaker, backoff_seconds
+from coffee_rt.runtime.clock import Clock
+from coffee_rt.streams.contract import EntryId
+from coffee_rt.streams.flush import Flush, FlushReply, ProducerLimits, claim_of
+from coffee_rt.streams.redis import Argument, Connector, Link, ReplyError, pack
+from coffee_rt.streams.scripts import APPEND
+from coffee_rt.streams.shards import LogKeys, check_shards
+
+OOM_RETRY_SECONDS = 5.0
+_KEEPS_LINK = frozenset({"OOM", "TRYAGAIN", "NOSCRIPT"})
+
+
+class _Shard:
+    __slots__ = ("failures", "link", "retry_at")
+
+    def __init__(self) -> None:
+        self.link: Link | None = None
+        self.failures = 0
+        self.retry_at = 0.0
+
+
+class RedisTarget:
+    """A FlushTarget on Redis or Valkey. Owned by one producer; one flush at a time a shard.
+
+    `breaker`, where given, guards connecting: while it is open nothing is tried.
+    """
+
+    def __init__(
+        self,
+        connector: Connector,
+        keys: LogKeys,
+        clock: Clock,
+        limits: ProducerLimits | None = None,
+        breaker: CircuitBreaker | None = None,
+    ) -> None:
+        self._connector = connector
+        self._keys = keys
+        self._clock = clock
+        self._limits = limits or ProducerLimits()
+        self._breaker = breaker
+        self._shards = [_Shard() for _ in range(keys.shards)]
+        self._key_window_ms = str(self._limits.key_window_seconds * 1000).encode()
+        self._client_id_window_ms = str(self._limits.client_id_window_seconds * 1000).encode()
+
+    @property
+    def shards(self) -> int:
+        return self._keys.shards
+
+    async def start(self) -> tuple[int, float, float]:
+        await ensure_install(self._connector, self._keys, self._limits.reply_seconds_max)
+        for shard in range(self.shards):
+            await self._open(shard)
+        link = await self._open(0)
+        sent_at = self._clock.now()
+        seconds, micros = await link.call("TIME", seconds_max=self._limits.reply_seconds_max)
+        return int(seconds) * 1000 + int(micros) // 1000, sent_at, self._clock.now()
+
+    def is_available(self, shard: int) -> bool:
+        state = self._shards[shard]
+        if state.link is not None and not state.link.is_closed:
+            return True
+        return self._clock.monotonic() >= state.retry_at
+
+    async def execute(self, flush: Flush) -> FlushReply:
+        link = await self._open(flush.shard)
+        arguments = self._arguments(flush)
+        command = pack(b"EVALSHA", APPEND.sha, *arguments)
+        give_up_at = self._clock.monotonic() + self._limits.resend_seconds_max
+        attempt = 0
+        while True:
+            sent_at = self._clock.now()
+            try:
+                reply = await self._send(link, command)
+            except ReplyError as error:
+                if error.code == "NOSCRIPT":
+                    command = pack(b"EVAL", APPEND.text, *arguments)
+                elif error.code == "TRYAGAIN" and self._clock.monotonic() < give_up_at:
+                    await self._clock.sleep(backoff_seconds(attempt, 0.005, 0.2))
+                else:
+                    raise self._refusal(link, error) from None
+                attempt += 1
+                continue
+            entry_id = EntryId.parse(reply[0]) if reply[0] else None
+            return FlushReply(entry_id, int(reply[1]), reply[2:], sent_at, self._clock.now())
+
+    async def close(self) -> None:
+        for state in self._shards:
+            if state.link is not None:
+                state.link.close()
+
+    def _arguments(self, flush: Flush) -> list[Argument]:
+        """Number of keys, keys and arguments of the script; see append.lua."""
+        shard = flush.shard
+        keys: list[Argument] = [self._keys.streams[shard], self._keys.counters[shard]]
+        key_prefix, id_prefix = self._keys.keys[shard], self._keys.client_ids[shard]
+        keyed: list[Argument] = []
+        for append in flush.keyed:
+            kinds = b""
+            if append.key_hash is not None:
+                keys.append(key_prefix + append.key_hash.hex().encode())
+                kinds = b"k"
+            if append.is_client_id:
+                keys.append(id_prefix + append.order_id.hex().encode())
+                kinds += b"o"
+            keyed += (append.record, append.order_id + claim_of(append), kinds)
+        # Alone, the joined records are the entry's data as they are.
+        head = b"" if keyed else batch_header(len(flush.unkeyed))
+        return [
+            len(keys),
+            *keys,
+            WIRE_VERSION,
+            flush.batch_id,
+            flush.highest,
+            self._key_window_ms,
+            self._client_id_window_ms,
+            flush.trace,
+            len(flush.unkeyed),
+            b"".join([head, *flush.unkeyed]),
+            *keyed,
+        ]
+
+    async def _send(self, link: Link, command: bytes) -> list[Any]:
+        limits = self._limits
+        answer = link.send(command)
+        if not limits.replicas_min:
+            reply: list[Any] = await link.wait(answer, limits.reply_seconds_max)
+            return reply
+        # WAIT counts what this very connection wrote; sent at once, it costs no round trip of its own.
+        wait_ms = int(limits.replicas_wait_seconds_max * 1000)
+        waited = link.send(pack("WAIT", limits.replicas_min, wait_ms))
+        seconds_max = limits.reply_seconds_max + limits.replicas_wait_seconds_max
+        try:
+            reply = await link.wait(answer, seconds_max)
+        finally:
+            replicas = await link.wait(waited, seconds_max)
+        if replicas < limits.replicas_min:
+            raise Retryable(f"only {replicas} of {limits.replicas_min} replicas have it")
+        return reply
+
+    def _refusal(self, link: Link, error: ReplyError) -> Exception:
+        """What an error reply means for the caller."""
+        if error.code not in _KEEPS_LINK:
+            # A replica, a server that loads or refuses writes: look the server up again next time.
+            link.close(error.code)
+        if error.code == "OOM":
+            return Overload("log-full", "the order log is full", OOM_RETRY_SECONDS)
+        if error.code == "TRYAGAIN":
+            return NotExecuted(str(error))
+        return Retryable(str(error))
+
+    async def _open(self, shard: int) -> Link:
+        state = self._shards[shard]
+        if state.link is not None and not state.link.is_closed:
+            return state.link
+        if self._clock.monotonic() < state.retry_at:
+            raise NotExecuted("the log is not reachable; tried a moment ago")
+        try:
+            if self._breaker is None:
+                state.link = await self._connector.open(self._keys.streams[shard], "append")
+            else:
+                async with self._breaker:
+                    state.link = await self._connector.open(self._keys.streams[shard], "append")
+        except BreakerOpen as error:
+            state.retry_at = self._clock.monotonic() + error.retry_after_seconds
+            raise
+        except NotExecuted:
+            pause = backoff_seconds(state.failures, 0.1, self._limits.reconnect_seconds_max)
+            # Never less than a twentieth: full jitter may say 0, and a flush a millisecond would follow.
+            state.retry_at = self._clock.monotonic() + max(pause, 0.05 * (1 + random.random()))
+            state.failures += 1
+            raise
+        state.failures = 0
+        return state.link
+
+
+async def ensure_install(connector: Connector, keys: LogKeys, seconds_max: float) -> None:
+    """Store the number of shards at the first use; raises Rejected where another one is stored."""
+    link = await connector.open(keys.install, "keeper")
+    try:
+        await link.call("HSETNX", keys.install, "shards", keys.shards, seconds_max=seconds_max)
+        stored = await link.call("HGET", keys.install, "shards", seconds_max=seconds_max)
+    finally:
+        link.close()
+    check_shards(int(stored), keys.shards)

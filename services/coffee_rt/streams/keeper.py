@@ -1,0 +1,245 @@
+"""Care of the log on Redis: groups, trim, backlog, look-ups. A LogKeeper.
+
+Every answer about one shard comes from one script call, so it is about one moment; answers about several
+shards are not. Commands go to one connection a shard, opened when needed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from coffee_rt.domain.ids import id_shard, id_time_ms
+from coffee_rt.streams import metrics
+from coffee_rt.streams.append import ensure_install
+from coffee_rt.streams.backlog import (
+    FIND_AFTER_MS,
+    FIND_BEFORE_MS,
+    GroupState,
+    ShardState,
+    find_record,
+    plan_backlog,
+)
+from coffee_rt.streams.contract import Backlog, EntryId, Horizon, Position
+from coffee_rt.streams.entries import fields_of
+from coffee_rt.streams.flush import position_of_value
+from coffee_rt.streams.reader import create_group
+from coffee_rt.streams.redis import Argument, Connector, Link, ReplyError
+from coffee_rt.streams.scripts import BACKLOG, LEAVE, SETTLED, TRIM, Script
+from coffee_rt.streams.shards import LogKeys
+
+TRIM_ENTRIES_MAX = 10_000
+"""Entries removed by one script call: about ten milliseconds of Redis."""
+FIND_PAGE_ENTRIES = 64
+
+
+class RedisKeeper:
+    """Shared by the tasks of a process."""
+
+    def __init__(
+        self, connector: Connector, keys: LogKeys, *, reply_seconds_max: float = 5.0
+    ) -> None:
+        self._connector = connector
+        self._keys = keys
+        self._seconds_max = reply_seconds_max
+        self._links: dict[int, Link] = {}
+        self._opening = asyncio.Lock()
+
+    @property
+    def shards(self) -> int:
+        return self._keys.shards
+
+    async def start(self) -> None:
+        """Check the installation. Raises Rejected where the log has another number of shards."""
+        await ensure_install(self._connector, self._keys, self._seconds_max)
+
+    async def close(self) -> None:
+        for link in self._links.values():
+            link.close()
+
+    async def ensure_group(self, group: str) -> None:
+        # Registered first: from then on a trim leaves everything until the group is on every shard.
+        await self._call(0, "HSETNX", self._keys.groups, group, int(time.time()))
+        for shard in range(self.shards):
+            link = await self._link(shard)
+            await create_group(link, self._keys.streams[shard], group, self._seconds_max)
+
+    async def registered_groups(self) -> list[str]:
+        names: list[bytes] = await self._call(0, "HKEYS", self._keys.groups)
+        return sorted(name.decode() for name in names)
+
+    async def foreign_groups(self) -> dict[str, list[int]]:
+        registered = set(await self.registered_groups())
+        foreign: dict[str, list[int]] = {}
+        for shard in range(self.shards):
+            for group in (await self._state(shard)).groups:
+                if group.name not in registered:
+                    foreign.setdefault(group.name, []).append(shard)
+        metrics.FOREIGN_GROUPS.set(len(foreign))
+        return foreign
+
+    async def backlog(self, group: str) -> list[Backlog]:
+        return [await self._backlog(group, shard) for shard in range(self.shards)]
+
+    async def _backlog(self, group: str, shard: int) -> Backlog:
+        state = await self._state(shard)
+        memory = await self._call(shard, "MEMORY", "USAGE", self._keys.streams[shard])
+        found = next((one for one in state.groups if one.name == group), None)
+        backlog = plan_backlog(shard, state, found, int(memory or 0))
+        labels = (group, str(shard))
+        metrics.BACKLOG_RECORDS.labels(*labels).set(backlog.records)
+        metrics.BACKLOG_SECONDS.labels(*labels).set(backlog.oldest_seconds)
+        metrics.PENDING_ENTRIES.labels(*labels).set(backlog.pending_entries)
+        return backlog
+
+    async def horizon(self, shard: int) -> Horizon:
+        state = await self._state(shard)
+        lowest = [group.lowest for group in state.groups if group.lowest is not None]
+        if not state.groups:
+            lowest = [state.first] if state.first else []
+        return Horizon(state.first, min(lowest, default=None), state.counter, state.last)
+
+    async def trim(self, shard: int, keep_seconds: float) -> int:
+        groups = await self.registered_groups()
+        if not groups:
+            return 0  # A lost registry must not free what nobody has stored.
+        stream = self._keys.streams[shard]
+        total = 0
+        while True:
+            arguments: list[Argument] = [int(keep_seconds * 1000), TRIM_ENTRIES_MAX, *groups]
+            removed = await self._run(shard, TRIM, [stream, self._keys.marks[shard]], arguments)
+            if not isinstance(removed, int):
+                # A registered group is missing here: from its first entry on it will want everything.
+                link = await self._link(shard)
+                if await create_group(link, stream, removed.decode(), self._seconds_max):
+                    metrics.GROUPS_RECREATED.labels(str(shard)).inc()
+                return total
+            total += removed
+            metrics.TRIMMED_ENTRIES.labels(str(shard)).inc(removed)
+            if removed < TRIM_ENTRIES_MAX // 2:
+                return total
+
+    async def remove_idle_consumers(self, group: str, idle_seconds_min: float) -> int:
+        arguments: list[Argument] = [group, "", int(idle_seconds_min * 1000)]
+        return sum(
+            [
+                await self._run(shard, LEAVE, [self._keys.streams[shard]], arguments)
+                for shard in range(self.shards)
+            ]
+        )
+
+    async def is_settled(self, group: str, position: Position) -> bool:
+        ms, seq = position.entry_id
+        stream = self._keys.streams[position.shard]
+        return bool(await self._run(position.shard, SETTLED, [stream], [group, ms, seq]))
+
+    async def memory(self) -> tuple[int, int]:
+        info = await self._call(0, "INFO", "memory")
+        facts = dict(line.split(b":", 1) for line in info.split(b"\r\n") if b":" in line)
+        used, maximum = int(facts[b"used_memory"]), int(facts[b"maxmemory"])
+        metrics.MEMORY_BYTES.labels("used").set(used)
+        metrics.MEMORY_BYTES.labels("maximum").set(maximum)
+        return used, maximum
+
+    async def find_order(self, order_id: bytes, now_ms: int) -> tuple[Position, bytes] | None:
+        position = await self._find_client_id(order_id)
+        if position is not None:
+            start = end = str(position.entry_id)
+            return await self._find_between(position.shard, start, end, order_id)
+        shard = id_shard(order_id)
+        at_ms = id_time_ms(order_id)
+        if shard >= self.shards or at_ms > now_ms + FIND_AFTER_MS:
+            return None
+        start, end = str(max(0, at_ms - FIND_BEFORE_MS)), str(at_ms + FIND_AFTER_MS)
+        return await self._find_between(shard, start, end, order_id)
+
+    async def _find_client_id(self, order_id: bytes) -> Position | None:
+        name = order_id.hex().encode()
+        for shard in range(self.shards):
+            value = await self._call(shard, "GET", self._keys.client_ids[shard] + name)
+            if value is not None:
+                return position_of_value(shard, value)
+        return None
+
+    async def _find_between(
+        self, shard: int, start: str, end: str, order_id: bytes
+    ) -> tuple[Position, bytes] | None:
+        stream = self._keys.streams[shard]
+        while True:
+            page = await self._call(shard, "XRANGE", stream, start, end, "COUNT", FIND_PAGE_ENTRIES)
+            for entry_id, flat in page:
+                found = find_record(fields_of(flat), order_id)
+                if found is not None:
+                    return Position(shard, EntryId.parse(entry_id), found[0]), found[1]
+            if len(page) < FIND_PAGE_ENTRIES:
+                return None
+            start = f"({page[-1][0].decode()}"
+
+    async def _state(self, shard: int) -> ShardState:
+        keys = [self._keys.streams[shard], self._keys.counters[shard]]
+        return parse_shard_state(await self._run(shard, BACKLOG, keys, []))
+
+    async def _run(
+        self, shard: int, script: Script, keys: Sequence[bytes], arguments: Sequence[Argument]
+    ) -> Any:
+        link = await self._link(shard)
+        try:
+            return await link.run(script, keys, arguments, self._seconds_max)
+        except ReplyError as error:
+            link.close(error.code)
+            raise
+
+    async def _call(self, shard: int, *command: Argument) -> Any:
+        link = await self._link(shard)
+        try:
+            return await link.call(*command, seconds_max=self._seconds_max)
+        except ReplyError as error:
+            link.close(error.code)
+            raise
+
+    async def _link(self, shard: int) -> Link:
+        link = self._links.get(shard)
+        if link is not None and not link.is_closed:
+            return link
+        async with self._opening:
+            link = self._links.get(shard)
+            if link is None or link.is_closed:
+                link = await self._connector.open(self._keys.streams[shard], "keeper")
+                self._links[shard] = link
+        return link
+
+
+def parse_shard_state(reply: Sequence[Any]) -> ShardState:
+    counter, now_ms, length, first, last, *groups = reply
+    return ShardState(
+        int(counter),
+        int(now_ms),
+        int(length),
+        EntryId.parse(first) if first else None,
+        EntryId.parse(last),
+        [
+            GroupState(
+                name.decode(),
+                int(pending),
+                EntryId.parse(lowest) if lowest else None,
+                int(lowest_counter),
+                int(lowest_records),
+                EntryId.parse(undelivered) if undelivered else None,
+                int(undelivered_counter),
+                int(undelivered_records),
+            )
+            for (
+                name,
+                pending,
+                lowest,
+                lowest_counter,
+                lowest_records,
+                undelivered,
+                undelivered_counter,
+                undelivered_records,
+                _,
+            ) in groups
+        ],
+    )

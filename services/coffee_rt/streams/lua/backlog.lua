@@ -1,0 +1,48 @@
+-- What groups have not acknowledged on one shard, from one moment. Read-only.
+--
+-- KEYS  1 stream, 2 counter
+-- Reply counter, now ms, length, first id or "", last generated id,
+--       then for each group: {name, pending, lowest unacknowledged id or "", its counter, its records,
+--       first undelivered id or "", its counter, its records, last delivered id}
+local time = redis.call('TIME')
+local now = string.format('%.0f', tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000))
+local counter = redis.call('GET', KEYS[2]) or '0'
+if redis.call('EXISTS', KEYS[1]) == 0 then return {counter, now, 0, '', '0-0'} end
+
+local function facts_of(list)
+  local facts = {}
+  for i = 1, #list, 2 do facts[list[i]] = list[i + 1] end
+  return facts
+end
+local function entry_from(id)
+  local entry = redis.call('XRANGE', KEYS[1], id, '+', 'COUNT', 1)[1]
+  if not entry then return {'', '0', '0'} end
+  local fields = facts_of(entry[2])
+  return {entry[1], fields.c or '0', fields.n or '0'}
+end
+local function is_lower(a, b)
+  local ams, aseq = string.match(a, '^(%d+)%-(%d+)$')
+  local bms, bseq = string.match(b, '^(%d+)%-(%d+)$')
+  ams, bms = tonumber(ams), tonumber(bms)
+  if ams ~= bms then return ams < bms end
+  return tonumber(aseq) < tonumber(bseq)
+end
+
+local stream = facts_of(redis.call('XINFO', 'STREAM', KEYS[1]))
+local first = stream['first-entry'] and stream['first-entry'][1] or ''
+local reply = {counter, now, stream.length, first, stream['last-generated-id']}
+for _, list in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
+  local group = facts_of(list)
+  local undelivered = entry_from('(' .. group['last-delivered-id'])
+  local lowest = undelivered
+  if group.pending > 0 then
+    local pending = redis.call('XPENDING', KEYS[1], group.name)[2]
+    if lowest[1] == '' or is_lower(pending, lowest[1]) then
+      lowest = entry_from(pending)
+      if lowest[1] == '' then lowest = {pending, counter, '0'} end
+    end
+  end
+  reply[#reply + 1] = {group.name, group.pending, lowest[1], lowest[2], lowest[3],
+    undelivered[1], undelivered[2], undelivered[3], group['last-delivered-id']}
+end
+return reply

@@ -1,0 +1,273 @@
+"""Group commit: everything that arrives for a shard while one flush is under way goes into the next.
+
+One task a shard and one flush in flight a shard. A waiting record costs one future. The producer keeps
+order within a shard, answers each record when its entry is durable, and keeps the highest counter it has
+been answered, so that the log notices when it has lost entries (a gap entry).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+
+from coffee_rt.domain.ids import IdMinter
+from coffee_rt.errors import CoffeeRtError, NotExecuted, Overload, Retryable
+from coffee_rt.runtime.clock import Clock
+from coffee_rt.streams import metrics
+from coffee_rt.streams.contract import Append, Appended
+from coffee_rt.streams.flush import (
+    Flush,
+    FlushTarget,
+    Item,
+    ProducerLimits,
+    plan_flush,
+    resolve_flush,
+    split_items,
+)
+from coffee_rt.streams.redis_clock import RedisClock
+
+_Waiting = tuple[Item, "asyncio.Future[list[Appended]]"]
+
+
+class _Shard:
+    """Queue of one shard. `wake` is set while its task has nothing to do."""
+
+    __slots__ = ("bytes", "highest", "number", "queue", "records", "wake")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.queue: deque[_Waiting] = deque()
+        self.records = 0
+        self.bytes = 0
+        self.highest = 0
+        self.wake: asyncio.Future[None] | None = None
+
+    def waiting(self) -> float:
+        return self.records
+
+
+class GroupProducer:
+    """An OrderProducer over any FlushTarget. Made and used in one event loop."""
+
+    def __init__(
+        self, target: FlushTarget, clock: Clock, limits: ProducerLimits | None = None
+    ) -> None:
+        self._target = target
+        self._clock = clock
+        self._redis_clock = RedisClock(clock)
+        self._limits = limits or ProducerLimits()
+        self._loop = asyncio.get_running_loop()
+        self._minter = IdMinter()
+        self._shards = [_Shard(number) for number in range(target.shards)]
+        self._failed: set[int] = set()
+        self._next_shard = 0
+        self._is_closing = False
+        self._tasks = [
+            self._loop.create_task(self._run(shard), name=f"flush-{shard.number}")
+            for shard in self._shards
+        ]
+        for shard in self._shards:
+            metrics.QUEUE_RECORDS.labels(str(shard.number)).set_function(shard.waiting)
+        metrics.CLOCK_OFFSET.set_function(lambda: self._redis_clock.offset_seconds)
+
+    @property
+    def shards(self) -> int:
+        return len(self._shards)
+
+    @property
+    def clock_offset_seconds(self) -> float:
+        return self._redis_clock.offset_seconds
+
+    @property
+    def is_available(self) -> bool:
+        """Whether any shard takes records: for readiness."""
+        return any(map(self._target.is_available, range(self.shards)))
+
+    def now_ms(self) -> int:
+        return self._redis_clock.now_ms()
+
+    async def start(self) -> None:
+        """Connect, check the installation, learn the clock. Raises Retryable, or Rejected when this log
+        was installed otherwise. Not needed for appending: the first flush connects too."""
+        redis_ms, sent_at, received_at = await self._target.start()
+        self._redis_clock.learn(redis_ms, sent_at, received_at)
+
+    def choose_shard(self) -> int:
+        shard = self._next_shard
+        self._next_shard = (shard + 1) % len(self._shards)
+        if self._failed:
+            for step in range(len(self._shards)):
+                candidate = (shard + step) % len(self._shards)
+                if candidate not in self._failed or self._target.is_available(candidate):
+                    return candidate
+        return shard
+
+    async def append(self, shard: int, append: Append) -> Appended:
+        keyed = 1 if append.key_hash is not None or append.is_client_id else 0
+        record_bytes = len(append.record)
+        queue = self._shards[shard]
+        self._check_room(queue, 1, record_bytes)
+        return (await self._put(queue, Item((append,), record_bytes, keyed)))[0]
+
+    async def append_many(self, shard: int, appends: list[Append]) -> list[Appended]:
+        if not appends:
+            return []
+        queue = self._shards[shard]
+        items = split_items(appends, self._limits)
+        self._check_room(queue, len(appends), sum(item.records_bytes for item in items))
+        if len(items) == 1:
+            return await self._put(queue, items[0])
+        futures = [self._put(queue, item) for item in items]
+        for future in futures:
+            future.add_done_callback(_mark_seen)
+        await asyncio.wait(futures)
+        errors = [error for future in futures if (error := future.exception()) is not None]
+        if errors:
+            raise _merge_errors(errors, is_partial=len(errors) < len(futures))
+        return [appended for future in futures for appended in future.result()]
+
+    async def join(self) -> None:
+        """Returns when closed; raises what broke a flush (a bug). The wiring watches it."""
+        await asyncio.gather(*self._tasks)
+
+    async def close(self) -> None:
+        self._is_closing = True
+        for shard in self._shards:
+            if shard.wake is not None and not shard.wake.done():
+                shard.wake.set_result(None)
+        await asyncio.gather(*self._tasks)
+        await self._target.close()
+
+    def _put(self, shard: _Shard, item: Item) -> asyncio.Future[list[Appended]]:
+        future: asyncio.Future[list[Appended]] = self._loop.create_future()
+        shard.queue.append((item, future))
+        shard.records += len(item.appends)
+        shard.bytes += item.records_bytes
+        wake = shard.wake
+        if wake is not None:
+            shard.wake = None
+            if not wake.done():
+                wake.set_result(None)
+        return future
+
+    def _check_room(self, shard: _Shard, records: int, records_bytes: int) -> None:
+        limits = self._limits
+        if self._is_closing:
+            raise NotExecuted("the producer is closing")
+        if shard.records and (
+            shard.records + records > limits.queue_records_max
+            or shard.bytes + records_bytes > limits.queue_bytes_max
+        ):
+            raise Overload("log-queue-full", "too many orders wait for the log", 1.0)
+
+    async def _run(self, shard: _Shard) -> None:
+        """Flush until closed and drained. Never two flushes of a shard at once."""
+        while True:
+            if not shard.queue:
+                if self._is_closing:
+                    return
+                shard.wake = self._loop.create_future()
+                await shard.wake
+                continue
+            waiting, flush = self._take(shard)
+            try:
+                await self._flush(shard, waiting, flush)
+            except CoffeeRtError as error:
+                self._fail(shard, waiting, error)
+            except BaseException as error:
+                # A bug, or the loop is ending: callers must not wait for ever. Then crash.
+                self._is_closing = True
+                for _, future in [*waiting, *shard.queue]:
+                    if not future.done():
+                        future.set_exception(Retryable(f"the flush broke off: {error!r}"))
+                        future.exception()
+                raise
+
+    def _take(self, shard: _Shard) -> tuple[list[_Waiting], Flush]:
+        """As much of the queue as fits one call; at least one item."""
+        limits = self._limits
+        queue = shard.queue
+        waiting: list[_Waiting] = []
+        items: list[Item] = []
+        records = size = keyed = 0
+        while queue:
+            item, future = queue[0]
+            count = len(item.appends)
+            if waiting and (
+                records + count > limits.flush_records_max
+                or size + item.records_bytes > limits.flush_bytes_max
+                or keyed + item.keyed > limits.keyed_records_max
+            ):
+                break
+            waiting.append(queue.popleft())
+            records += count
+            size += item.records_bytes
+            if future.cancelled():
+                continue  # Nobody waits for it and nothing of it was sent.
+            items.append(item)
+            keyed += item.keyed
+        shard.records -= records
+        shard.bytes -= size
+        batch_id = self._minter.mint(self._redis_clock.now_ms(), shard.number)
+        return waiting, plan_flush(shard.number, items, batch_id, shard.highest, keyed)
+
+    async def _flush(self, shard: _Shard, waiting: list[_Waiting], flush: Flush) -> None:
+        if not flush.items:
+            return
+        reply = await self._target.execute(flush)
+        self._failed.discard(shard.number)
+        shard.highest = max(shard.highest, reply.counter)
+        if reply.entry_id is not None:
+            self._redis_clock.learn(reply.entry_id.ms, reply.sent_at, reply.received_at)
+        metrics.FLUSH_OK.inc()
+        metrics.FLUSH_SECONDS.observe(reply.received_at - reply.sent_at)
+        metrics.FLUSH_RECORDS.observe(len(flush.unkeyed) + len(flush.keyed))
+        answers = resolve_flush(flush, reply)
+        sent = iter(flush.items)
+        current = next(sent, None)
+        for item, future in waiting:
+            if item is not current:
+                continue
+            appended = next(answers)
+            current = next(sent, None)
+            if not future.done():
+                future.set_result(appended)
+
+    def _fail(self, shard: _Shard, waiting: Sequence[_Waiting], error: CoffeeRtError) -> None:
+        metrics.FLUSHES.labels(_outcome_of(error)).inc()
+        if not isinstance(error, Overload):
+            self._failed.add(shard.number)
+        for _, future in waiting:
+            if not future.done():
+                future.set_exception(_again(error))
+
+
+def _outcome_of(error: CoffeeRtError) -> str:
+    if isinstance(error, Overload):
+        return "overload"
+    return "not_executed" if isinstance(error, NotExecuted) else "unknown"
+
+
+def _again(error: BaseException) -> CoffeeRtError:
+    """The same failure as an instance of its own: one raised in many tasks would grow its traceback."""
+    if isinstance(error, Overload):
+        return Overload(error.code, error.detail, error.retry_after_seconds, error.status)
+    if isinstance(error, NotExecuted):
+        return NotExecuted(str(error))
+    return Retryable(str(error))
+
+
+def _merge_errors(errors: Sequence[BaseException], *, is_partial: bool) -> CoffeeRtError:
+    """What to say about a request whose parts fared differently: "not executed" only if all of it was."""
+    unknown = [error for error in errors if not isinstance(error, (NotExecuted, Overload))]
+    if unknown or is_partial:
+        first = (unknown or errors)[0]
+        return Retryable(f"a part of the request may have been logged: {first}")
+    return _again(errors[0])
+
+
+def _mark_seen(future: asyncio.Future[list[Appended]]) -> None:
+    """A caller that was cancelled does not come back for the failure."""
+    if not future.cancelled():
+        future.exception()

@@ -1,0 +1,176 @@
+"""Connections to Redis or Valkey.
+
+redis-py opens a connection (TLS, unix sockets, users and passwords, database) with its retries off; a
+`Link` then takes the socket over and speaks RESP2 with hiredis on it. That way many commands can be on
+their way at once, a command costs one future, and nothing is ever resent behind our back. Where the log
+is spread over several servers (Sentinel, Cluster), another `Connector` finds the one a key lives on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Protocol, cast
+
+import hiredis
+from redis.asyncio.connection import AbstractConnection, Connection, parse_url
+from redis.exceptions import RedisError
+
+from coffee_rt.errors import NotExecuted, Retryable
+from coffee_rt.streams import metrics
+from coffee_rt.streams.scripts import Script
+
+Argument = bytes | str | int
+
+_NOT_ENOUGH_DATA = object()
+
+
+class ReplyError(Retryable):
+    """An error reply. `code` is its first word (OOM, NOSCRIPT, NOGROUP, ...)."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.code = text.partition(" ")[0]
+
+
+class LinkLost(Retryable):
+    """The connection broke, timed out or was dropped: what was under way has an unknown outcome."""
+
+
+def pack(*arguments: Argument) -> bytes:
+    """A command as RESP."""
+    return cast(bytes, hiredis.pack_command(cast(Any, arguments)))
+
+
+class Link(asyncio.Protocol):
+    """One connection. Replies come in the order of the commands, to any number of waiting tasks.
+
+    Owned by whoever opened it. Each reply belongs to the future of its own command, so a cancelled caller
+    harms nobody: its reply is dropped when it comes. A reply that does not come in time closes the link.
+    """
+
+    def __init__(self, connection: AbstractConnection) -> None:
+        self._connection = connection
+        self._waiting: deque[asyncio.Future[Any]] = deque()
+        self._reader = hiredis.Reader(
+            replyError=ReplyError, notEnoughData=_NOT_ENOUGH_DATA, protocolError=ValueError
+        )
+        self._loop = asyncio.get_running_loop()
+        # redis-py has no public way to hand its socket over; the writer stays referenced by the
+        # connection, because its finalizer would close the transport.
+        writer = cast(asyncio.StreamWriter, connection._writer)
+        self._transport = cast(asyncio.Transport, writer.transport)
+        self._transport.set_protocol(self)
+        self.is_closed = False
+
+    def send(self, command: bytes) -> asyncio.Future[Any]:
+        """Send packed bytes of one command; the future gets its reply (error replies as values).
+
+        Raises NotExecuted when the link is closed already: then nothing was sent.
+        """
+        if self.is_closed:
+            raise NotExecuted("the connection to the log is closed")
+        future = self._loop.create_future()
+        self._waiting.append(future)
+        self._transport.write(command)
+        return future
+
+    async def wait(self, future: asyncio.Future[Any], seconds_max: float) -> Any:
+        """The reply of a command sent; raises ReplyError, or LinkLost with the link closed."""
+        try:
+            async with asyncio.timeout(seconds_max):
+                reply = await future
+        except TimeoutError:
+            self.close("no answer in time")
+            raise LinkLost(f"the log did not answer within {seconds_max:g} s") from None
+        if isinstance(reply, ReplyError):
+            raise reply
+        return reply
+
+    async def call(self, *arguments: Argument, seconds_max: float) -> Any:
+        """One command and its reply."""
+        return await self.wait(self.send(pack(*arguments)), seconds_max)
+
+    async def run(
+        self,
+        script: Script,
+        keys: Sequence[Argument],
+        arguments: Sequence[Argument],
+        seconds_max: float,
+    ) -> Any:
+        """A script by its hash; by its text where the server does not know it yet."""
+        try:
+            return await self.call(
+                "EVALSHA", script.sha, len(keys), *keys, *arguments, seconds_max=seconds_max
+            )
+        except ReplyError as error:
+            if error.code != "NOSCRIPT":
+                raise
+        return await self.call(
+            "EVAL", script.text, len(keys), *keys, *arguments, seconds_max=seconds_max
+        )
+
+    def close(self, reason: str = "closed") -> None:
+        """Drop the connection; waiting callers get LinkLost. Idempotent."""
+        if self.is_closed:
+            return
+        self.is_closed = True
+        self._transport.abort()
+        self._connection._reader = None
+        self._connection._writer = None
+        waiting, self._waiting = self._waiting, deque()
+        for future in waiting:
+            if not future.done():
+                future.set_exception(LinkLost(f"the connection to the log broke: {reason}"))
+                future.exception()  # Seen: nobody may be waiting any more.
+
+    def data_received(self, data: bytes) -> None:
+        self._reader.feed(data)
+        try:
+            while (reply := self._reader.gets()) is not _NOT_ENOUGH_DATA:
+                future = self._waiting.popleft()
+                if not future.done():
+                    future.set_result(reply)
+        except (ValueError, IndexError):
+            # Not RESP, or a reply nobody asked for: what follows can't be matched to commands.
+            self.close("an answer could not be read")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.close(str(exc) if exc else "closed by the server")
+
+
+class Connector(Protocol):
+    """Opens links. Shared by everything in a process that speaks to the log."""
+
+    async def open(self, key: bytes, role: str) -> Link:
+        """A link to the server that holds `key`. Raises NotExecuted."""
+
+
+class RedisConnector:
+    """One server behind a URL (redis://, rediss://, unix://). A Connector."""
+
+    def __init__(self, url: str, *, connect_seconds_max: float = 5.0) -> None:
+        options = dict(parse_url(url))
+        kind = options.pop("connection_class", Connection)
+        self._kind = cast(type[AbstractConnection], kind)
+        self._options: dict[str, Any] = options
+        self._connect_seconds_max = connect_seconds_max
+
+    async def open(self, key: bytes, role: str) -> Link:
+        connection = self._kind(
+            **{
+                **self._options,
+                "protocol": 2,
+                "retry": None,
+                "socket_timeout": self._connect_seconds_max,
+                "socket_connect_timeout": self._connect_seconds_max,
+                "client_name": f"coffee-rt-{role}",
+            }
+        )
+        try:
+            await cast(Any, connection).connect()
+        except (RedisError, OSError) as error:
+            raise NotExecuted(f"the log is not reachable: {error}") from None
+        metrics.RECONNECTS.labels(role).inc()
+        return Link(connection)
