@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 from fastapi import FastAPI, Request
@@ -11,7 +11,9 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from coffee_rt import __version__
-from coffee_rt.errors import BreakerOpen, Overload, Rejected, Retryable
+from coffee_rt.domain.keys import Access
+from coffee_rt.domain.problems import CONTENT_TYPE, Problem, problem_of
+from coffee_rt.errors import Bug, Overload, Rejected, Retryable
 from coffee_rt.query_api import metrics
 from coffee_rt.query_api.service import Page, QueryService
 from coffee_rt.runtime.clock import Clock
@@ -20,24 +22,21 @@ from coffee_rt.runtime.health import Health, add_health_routes
 Handler = Callable[[Request, int], Awaitable[Page]]
 
 
+class HeaderMap(Protocol):
+    """What is read of a request's headers."""
+
+    def get(self, name: str, /) -> str | None: ...
+
+
 class Authorizer(Protocol):
-    """Who is asking: the tenant of a request, or Rejected (401, 403) or Overload (503)."""
+    """Who is asking."""
 
-    def tenant_of(self, headers: Any, scope: str) -> int: ...
-
-
-class ProblemWriter(Protocol):
-    """Body of an RFC 9457 problem."""
-
-    def __call__(self, status: int, code: str, detail: str, place: str) -> bytes: ...
+    def tenant_of(self, headers: HeaderMap, access: Access) -> int:
+        """Raises Rejected (401, 403) or Overload (503)."""
 
 
 def build_app(
-    service: QueryService,
-    authorizer: Authorizer,
-    problem: ProblemWriter,
-    health: Health,
-    clock: Clock,
+    service: QueryService, authorizer: Authorizer, health: Health, clock: Clock
 ) -> FastAPI:
     """The application; everything it needs is given."""
     app = FastAPI(
@@ -48,20 +47,20 @@ def build_app(
         openapi_url="/api/query/openapi.json",
     )
     add_health_routes(app, health)
-    _add_problem_handlers(app, problem)
-    for path, name, scope, handler, parameters in _routes(service):
-        _add_route(app, path, name, scope, handler, parameters, authorizer, problem, clock)
+    _add_problem_handlers(app)
+    for path, name, access, handler, parameters in _routes(service):
+        _add_route(app, path, name, access, handler, parameters, authorizer, clock)
     return app
 
 
-def _routes(service: QueryService) -> list[tuple[str, str, str, Handler, list[str]]]:
+def _routes(service: QueryService) -> list[tuple[str, str, Access, Handler, list[str]]]:
     span = ["from", "to", "last", "position"]
     return [
-        ("/api/v1/views", "views", "read", lambda request, tenant: service.views(), []),
+        ("/api/v1/views", "views", Access.READ, lambda request, tenant: service.views(), []),
         (
             "/api/v1/views/{name}",
             "view",
-            "read",
+            Access.READ,
             lambda request, tenant: service.view(
                 tenant, request.path_params["name"], _query(request)
             ),
@@ -70,7 +69,7 @@ def _routes(service: QueryService) -> list[tuple[str, str, str, Handler, list[st
         (
             "/api/v1/views/{name}/top",
             "view_top",
-            "read",
+            Access.READ,
             lambda request, tenant: service.top(
                 tenant, request.path_params["name"], _query(request)
             ),
@@ -79,35 +78,35 @@ def _routes(service: QueryService) -> list[tuple[str, str, str, Handler, list[st
         (
             "/api/v1/top",
             "top",
-            "read",
+            Access.READ,
             lambda request, tenant: service.top(tenant, None, _query(request)),
             [*span, "by", "measure", "n"],
         ),
         (
             "/api/v1/orders",
             "orders",
-            "read",
+            Access.READ,
             lambda request, tenant: service.recent_orders(tenant, _query(request)),
             ["limit", "before", "store"],
         ),
         (
             "/api/v1/orders/{order_id}",
             "order",
-            "read",
+            Access.READ,
             lambda request, tenant: service.order(tenant, request.path_params["order_id"]),
             [],
         ),
         (
             "/api/v1/dead-letters",
             "dead_letters",
-            "admin",
+            Access.ADMIN,
             lambda request, tenant: service.dead_letters(tenant, _query(request)),
             ["limit", "before"],
         ),
         (
             "/api/dashboard",
             "dashboard",
-            "read",
+            Access.READ,
             lambda request, tenant: service.dashboard(tenant),
             [],
         ),
@@ -154,20 +153,19 @@ def _add_route(
     app: FastAPI,
     path: str,
     name: str,
-    scope: str,
+    access: Access,
     handler: Handler,
     parameters: list[str],
     authorizer: Authorizer,
-    problem: ProblemWriter,
     clock: Clock,
 ) -> None:
     async def endpoint(request: Request) -> Response:
         began = clock.monotonic()
         try:
-            tenant = authorizer.tenant_of(request.headers, scope)
+            tenant = authorizer.tenant_of(request.headers, access)
             response = _json(await handler(request, tenant))
         except (Rejected, Overload, Retryable) as error:
-            response = problem_response(problem, error)
+            response = problem_response(problem_of(error))
         metrics.REQUESTS.labels(name, f"{response.status_code // 100}xx").inc()
         metrics.SECONDS.labels(name).observe(clock.monotonic() - began)
         return response
@@ -212,40 +210,23 @@ def _json(page: Page) -> Response:
     )
 
 
-def problem_response(problem: ProblemWriter, error: Rejected | Overload | Retryable) -> Response:
-    """The answer to a failure of one of the three families a caller may see."""
-    headers = {}
-    if isinstance(error, Rejected):
-        status, code, detail, place = error.status, error.code, error.detail, error.place
-        if status == 401:
-            headers["WWW-Authenticate"] = "Bearer"
-    elif isinstance(error, Overload):
-        status, code, detail, place = error.status, error.code, error.detail, ""
-        headers["Retry-After"] = str(max(1, round(error.retry_after_seconds)))
-    else:
-        wait = error.retry_after_seconds if isinstance(error, BreakerOpen) else 1.0
-        status, code, place = 503, "unavailable", ""
-        detail = "a server behind this one is not answering; try again"
-        headers["Retry-After"] = str(max(1, round(wait)))
+def problem_response(problem: Problem) -> Response:
+    """A problem as an answer."""
     return Response(
-        problem(status, code, detail, place),
-        status_code=status,
-        headers=headers,
-        media_type="application/problem+json",
+        problem.to_bytes(),
+        status_code=problem.status,
+        headers=dict(problem.headers),
+        media_type=CONTENT_TYPE,
     )
 
 
-def _add_problem_handlers(app: FastAPI, problem: ProblemWriter) -> None:
+def _add_problem_handlers(app: FastAPI) -> None:
     async def on_http_error(request: Request, error: Exception) -> Response:
-        status = error.status_code if isinstance(error, HTTPException) else 500
-        code = {404: "no-such-route", 405: "method-not-allowed"}.get(status, "error")
-        detail = str(error.detail) if isinstance(error, HTTPException) else "an error of ours"
-        return Response(
-            problem(status, code, detail, ""),
-            status_code=status,
-            headers=dict(getattr(error, "headers", None) or {}),
-            media_type="application/problem+json",
-        )
+        if not isinstance(error, HTTPException):
+            return problem_response(problem_of(Bug()))
+        code = {404: "no-such-route", 405: "method-not-allowed"}.get(error.status_code, "error")
+        headers = tuple((error.headers or {}).items())
+        return problem_response(Problem(error.status_code, code, error.detail, (), headers))
 
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(Exception, on_http_error)

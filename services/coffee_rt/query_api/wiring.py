@@ -1,0 +1,107 @@
+"""The one place of query_api where adapters meet logic."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+
+from coffee_rt.domain.keys import KeyRing
+from coffee_rt.query_api.app import Authorizer, build_app
+from coffee_rt.query_api.authority import KeyAuthority, OpenAuthority
+from coffee_rt.query_api.finding import OrderFinder
+from coffee_rt.query_api.freshness import LagTracker
+from coffee_rt.query_api.service import QueryService
+from coffee_rt.query_api.settings import QueryApiSettings
+from coffee_rt.runtime.breaker import CircuitBreaker
+from coffee_rt.runtime.lifecycle import Lifecycle
+from coffee_rt.store.contract import ViewReader
+from coffee_rt.store.keys import PostgresApiKeys
+from coffee_rt.store.pool import Pool, create_pool
+from coffee_rt.store.queries import PostgresOrderReader
+from coffee_rt.store.view_catalogue import PostgresViewCatalogue
+from coffee_rt.store.view_reads import PostgresViewReader
+from coffee_rt.streams.keeper import RedisKeeper
+from coffee_rt.streams.redis import RedisConnector
+from coffee_rt.streams.shards import LogKeys
+
+STORE_GROUP = "workers"
+"""The consumer group whose backlog is the distance between the log and PostgreSQL."""
+
+
+@asynccontextmanager
+async def wired(settings: QueryApiSettings, lifecycle: Lifecycle) -> AsyncIterator[FastAPI]:
+    """The application with its connections open; closed again at the end."""
+    clock = lifecycle.clock
+    breakers = [
+        CircuitBreaker(
+            name,
+            failures=settings.breaker_failures,
+            open_seconds=settings.breaker_open_seconds,
+            clock=clock,
+        )
+        for name in ("postgresql", "redis")
+    ]
+    database, log_breaker = breakers
+    primary = await create_pool(settings.database, application_name="coffee-rt-query-api")
+    replica = await _replica_pool(settings)
+    keeper = RedisKeeper(
+        RedisConnector(settings.redis.url, connect_seconds_max=settings.redis.connect_seconds_max),
+        LogKeys(settings.namespace, settings.shards),
+        reply_seconds_max=settings.redis.command_seconds_max,
+    )
+    orders = PostgresOrderReader(primary)
+    lag = LagTracker(keeper, STORE_GROUP, clock)
+    service = QueryService(
+        primary=PostgresViewReader(primary, clock=clock),
+        replica=_view_reader(replica, lifecycle),
+        catalogue=PostgresViewCatalogue(primary, clock=clock),
+        orders=orders,
+        finder=OrderFinder(keeper, orders, log_breaker, database),
+        lag=lag,
+        database=database,
+        clock=clock,
+        decimals=settings.currency_decimals,
+        position_wait_seconds=settings.position_wait_seconds_max,
+        catalogue_seconds=settings.catalogue_seconds_max,
+    )
+    lifecycle.spawn(lag.run(), "lag")
+    authorizer = await _authority(settings, primary, lifecycle)
+    # Reads degrade one by one (each answer says what is away), so the process itself is always ready.
+    lifecycle.health.set("query-api", True, "serving")
+    try:
+        yield build_app(service, authorizer, lifecycle.health, clock)
+    finally:
+        await keeper.close()
+        for pool in (primary, replica):
+            if pool is not None:
+                await pool.close()
+
+
+async def _replica_pool(settings: QueryApiSettings) -> Pool | None:
+    url = settings.database.replica_url
+    if not url:
+        return None
+    replica: Any = settings.database.model_copy(update={"url": url})
+    return await create_pool(replica, application_name="coffee-rt-query-api")
+
+
+def _view_reader(pool: Pool | None, lifecycle: Lifecycle) -> ViewReader | None:
+    return None if pool is None else PostgresViewReader(pool, clock=lifecycle.clock)
+
+
+async def _authority(settings: QueryApiSettings, pool: Pool, lifecycle: Lifecycle) -> Authorizer:
+    if settings.auth == "off":
+        return OpenAuthority()
+    ring = KeyRing(
+        age_seconds_max=settings.keys_age_seconds_max,
+        fresh_seconds=3 * settings.keys_refresh_seconds,
+    )
+    authority = KeyAuthority(
+        PostgresApiKeys(pool), ring, lifecycle.clock, settings.keys_refresh_seconds
+    )
+    await authority.refresh()
+    lifecycle.spawn(authority.run(), "keys")
+    return authority
