@@ -26,6 +26,7 @@ app = typer.Typer(
         "posting 50 orders a second, and prints the dashboard's address."
     ),
     no_args_is_help=True,
+    rich_markup_mode="markdown",
     # Locals in a traceback would show passwords.
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -201,7 +202,7 @@ def settings(
     ],
 ) -> None:
     """List every setting of a process: its variable, its default, what it means."""
-    from coffee_rt.embedded.settings_table import settings_table
+    from coffee_rt.embedded.tables import settings_table
 
     _print(settings_table(process))
 
@@ -242,8 +243,10 @@ def keys_list(data_dir: DataDir = None, database_url: DatabaseUrl = None) -> Non
     """List keys (never their secrets)."""
     from coffee_rt.embedded import keys
     from coffee_rt.embedded.reach import reach
+    from coffee_rt.embedded.tables import keys_table
 
-    _print(asyncio.run(keys.keys_table(reach(data_dir, database_url=database_url).database)))
+    target = reach(data_dir, database_url=database_url)
+    _print(keys_table(asyncio.run(keys.list_keys(target.database))))
 
 
 @keys_app.command("revoke")

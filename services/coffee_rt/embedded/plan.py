@@ -96,6 +96,11 @@ def process_environ(options: UpOptions, ports: Ports, process: str) -> dict[str,
         # The same at each start: a restarted worker finds what its predecessor held.
         "COFFEE_RT_INSTANCE": "embedded",
     }
+    if process == "order-api":
+        # Our own proxy stands in front; a laptop's owner needs no limit against himself.
+        environ["COFFEE_RT_ORDER_API_TRUSTED_PROXIES"] = "127.0.0.1"
+        if options.is_loopback:
+            environ["COFFEE_RT_ORDER_API_ANONYMOUS_PER_MINUTE"] = "0"
     if process == "fanout":
         environ["COFFEE_RT_FANOUT_WEBSOCKET_PORT"] = str(ports.fanout_websocket)
     return environ

@@ -159,9 +159,11 @@ class Supervisor:
 async def wait_end(handle: Handle, seconds: float) -> int | None:
     """The exit code, or None when it still runs after `seconds`."""
     deadline = time.monotonic() + seconds
-    while (code := handle.poll()) is None and time.monotonic() < deadline:
+    while time.monotonic() < deadline:
+        if (code := handle.poll()) is not None:
+            return code
         await asyncio.sleep(READY_POLL_SECONDS)
-    return code
+    return handle.poll()
 
 
 def describe_exit(code: int) -> str:

@@ -1,0 +1,121 @@
+"""`coffee-rt doctor`: asks the servers, prints what is safe and what is not, and how to mend it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import redis.asyncio
+from redis.exceptions import RedisError, ResponseError
+from rich.console import Console
+from rich.table import Table
+
+from coffee_rt.embedded.examine import (
+    Finding,
+    RedisFacts,
+    Verdict,
+    examine_database,
+    examine_pools,
+    examine_redis,
+)
+from coffee_rt.embedded.plan import PROCESSES
+from coffee_rt.embedded.reach import ToolSettings
+from coffee_rt.embedded.tables import settings_class
+from coffee_rt.errors import CoffeeRtError
+from coffee_rt.runtime.settings import environment, load, mask_credentials
+from coffee_rt.store.inspect import inspect_database
+
+_CONFIG = (
+    "maxmemory-policy",
+    "appendonly",
+    "appendfsync",
+    "auto-aof-rewrite-min-size",
+    "min-replicas-to-write",
+)
+_COLOURS = {Verdict.FINE: "green", Verdict.DOUBTFUL: "yellow", Verdict.UNSAFE: "bold red"}
+
+
+async def run_doctor(settings: ToolSettings, console: Console | None = None) -> int:
+    """Look at everything and print it; 1 when something is unsafe."""
+    findings = [*await _look_at_redis(settings), *await _look_at_database(settings)]
+    console = console or Console()
+    console.print(findings_table(findings))
+    unsafe = sum(finding.verdict is Verdict.UNSAFE for finding in findings)
+    doubtful = sum(finding.verdict is Verdict.DOUBTFUL for finding in findings)
+    if unsafe or doubtful:
+        console.print(f"{unsafe} unsafe, {doubtful} doubtful: see how to mend it.")
+    else:
+        console.print("Everything is fine.")
+    return 1 if unsafe else 0
+
+
+def findings_table(findings: list[Finding]) -> Table:
+    table = Table("Looked at", "Found", "", "How to mend it")
+    table.columns[0].no_wrap = True
+    for finding in findings:
+        colour = _COLOURS[finding.verdict]
+        verdict = f"[{colour}]{finding.verdict.value}[/]"
+        table.add_row(finding.subject, finding.found, verdict, finding.mend)
+    return table
+
+
+async def ask_redis(url: str, seconds_max: float) -> RedisFacts:
+    """Facts about a Redis. Raises redis's errors when it is away or refuses us."""
+    async with redis.asyncio.from_url(
+        url, decode_responses=True, socket_timeout=seconds_max, socket_connect_timeout=seconds_max
+    ) as client:
+        info: dict[str, Any] = await client.info("everything")
+        try:
+            config: dict[str, str] = await client.config_get(*_CONFIG)
+        except ResponseError:
+            config = {}
+        before = time.time()
+        seconds, microseconds = await client.time()
+        middle = (before + time.time()) / 2
+    is_valkey = "valkey_version" in info
+    version = str(info["valkey_version" if is_valkey else "redis_version"])
+    failed = (info.get("aof_last_write_status"), info.get("aof_last_bgrewrite_status"))
+    return RedisFacts(
+        name="Valkey" if is_valkey else "Redis",
+        version=tuple(int(part) for part in version.split(".") if part.isdigit()),
+        config=config,
+        used_bytes=int(info["used_memory"]),
+        limit_bytes=int(info.get("maxmemory", 0)),
+        last_write_failed="err" in failed,
+        clock_offset_seconds=int(seconds) + int(microseconds) / 1e6 - middle,
+    )
+
+
+async def _look_at_redis(settings: ToolSettings) -> list[Finding]:
+    try:
+        facts = await ask_redis(settings.redis.url, settings.redis.connect_seconds_max)
+    except (RedisError, OSError, TimeoutError) as error:
+        return [_away("Redis", settings.redis.url, error, "COFFEE_RT_REDIS_URL")]
+    return examine_redis(facts)
+
+
+async def _look_at_database(settings: ToolSettings) -> list[Finding]:
+    url = settings.database.url
+    try:
+        facts = await inspect_database(url)
+    except CoffeeRtError as error:
+        return [_away("PostgreSQL", url, error, "COFFEE_RT_DATABASE_URL")]
+    return [*examine_database(facts, time.time()), examine_pools(facts, _pool_sizes())]
+
+
+def _pool_sizes() -> dict[str, int]:
+    """Most connections of each process, as this environment configures it."""
+    sizes = {}
+    for process in PROCESSES:
+        settings: Any = load(settings_class(process), environment())
+        sizes[process] = settings.database.pool_size_max
+    return sizes
+
+
+def _away(server: str, url: str, error: Exception, variable: str) -> Finding:
+    return Finding(
+        f"{server}: connection",
+        f"{mask_credentials(url)}: {error}",
+        Verdict.UNSAFE,
+        f"Start it, or set {variable}; beside a running `coffee-rt up` give --data-dir.",
+    )
