@@ -23,9 +23,7 @@ from coffee_rt.store.pool import Pool, create_pool
 from coffee_rt.store.queries import PostgresOrderReader
 from coffee_rt.store.view_catalogue import PostgresViewCatalogue
 from coffee_rt.store.view_reads import PostgresViewReader
-from coffee_rt.streams.keeper import RedisKeeper
-from coffee_rt.streams.redis import RedisConnector
-from coffee_rt.streams.shards import LogKeys
+from coffee_rt.streams.redis_log import RedisLog
 
 STORE_GROUP = "workers"
 """The consumer group whose backlog is the distance between the log and PostgreSQL."""
@@ -47,11 +45,7 @@ async def wired(settings: QueryApiSettings, lifecycle: Lifecycle) -> AsyncIterat
     database, log_breaker = breakers
     primary = await create_pool(settings.database, application_name="coffee-rt-query-api")
     replica = await _replica_pool(settings)
-    keeper = RedisKeeper(
-        RedisConnector(settings.redis.url, connect_seconds_max=settings.redis.connect_seconds_max),
-        LogKeys(settings.namespace, settings.shards),
-        reply_seconds_max=settings.redis.command_seconds_max,
-    )
+    keeper = RedisLog(settings.redis, settings.namespace, settings.shards, clock).keeper()
     orders = PostgresOrderReader(primary)
     lag = LagTracker(keeper, STORE_GROUP, clock)
     service = QueryService(

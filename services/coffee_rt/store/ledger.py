@@ -116,7 +116,7 @@ FROM row CROSS JOIN gap LEFT JOIN shard_sums AS s ON s.shard = $1
 # Purpose: whether a read's snapshot includes an entry; a compacted one was stored long before.
 _IS_STORED = """
 SELECT EXISTS (SELECT FROM stream_entries WHERE batch_id = $1)
-    OR EXISTS (SELECT FROM shard_sums WHERE shard = $2 AND through_ms > $3 + 60000)
+    OR EXISTS (SELECT FROM shard_sums WHERE shard = $2 AND through_ms > $3::bigint + 60000)
 """
 
 COMPACT_ROWS_MAX = 20_000
