@@ -1,0 +1,165 @@
+"""What happens after a commit: publish it, then acknowledge its entries, then let go of them.
+
+In that order: an acknowledged entry counts as stored and told. A publication that fails is only counted
+(readers poll); an acknowledgement that is dropped leaves its entry pending, to be read again.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from operator import attrgetter
+
+from coffee_rt.channels.contract import Channels
+from coffee_rt.channels.messages import (
+    RecentOrder,
+    RecentOrders,
+    Stored,
+    StoredEntry,
+    encode,
+)
+from coffee_rt.domain.ids import format_id
+from coffee_rt.domain.money import format_minor
+from coffee_rt.domain.orders import Order
+from coffee_rt.errors import Retryable
+from coffee_rt.runtime.breaker import CircuitBreaker
+from coffee_rt.runtime.clock import Clock
+from coffee_rt.store.contract import Committed, EntryWrite
+from coffee_rt.streams.contract import Delivery, GroupReader
+from coffee_rt.worker import metrics
+from coffee_rt.worker.reading import Held
+from coffee_rt.worker.storing import Batch, StoredBatch
+
+RECENT_ORDERS_MAX = 20
+
+
+class Announcer:
+    """Publishes and acknowledges. One task calls it, a batch after the other."""
+
+    def __init__(
+        self,
+        *,
+        channels: Channels,
+        reader: GroupReader,
+        held: Held,
+        breaker: CircuitBreaker,
+        clock: Clock,
+        currency_decimals: int,
+    ) -> None:
+        self._channels = channels
+        self._reader = reader
+        self._held = held
+        self._breaker = breaker
+        self._clock = clock
+        self._decimals = currency_decimals
+
+    async def finish(self, stored: StoredBatch) -> None:
+        count(stored, self._clock.now())
+        await self._publish("stored", encode(stored_message(stored)))
+        recent = recent_orders(stored, self._decimals)
+        if recent.orders:
+            await self._publish("orders", encode(recent))
+        await self.acknowledge(stored.batch.deliveries)
+
+    async def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
+        """Acknowledge where it is still safe; what stays pending is read again."""
+        by_shard: dict[int, list[Delivery]] = {}
+        for delivery in deliveries:
+            by_shard.setdefault(delivery.shard, []).append(delivery)
+        for shard, some in by_shard.items():
+            acknowledged = 0
+            try:
+                async with self._breaker:
+                    acknowledged = await self._reader.acknowledge(shard, some)
+            except Retryable:
+                metrics.READ_FAILURES.labels(str(shard)).inc()
+            self._held.release(some)
+            if acknowledged < len(some):
+                self._held.ask_rescan(shard)
+
+    async def _publish(self, topic: str, body: bytes) -> None:
+        try:
+            await self._channels.publish(topic, body)
+        except Retryable:
+            metrics.PUBLISH_FAILURES.inc()
+
+
+def stored_message(stored: StoredBatch) -> Stored:
+    committed = stored.committed
+    return Stored(
+        xid=committed.xid,
+        entries=[
+            StoredEntry(delivery.shard, str(delivery.entry_id), write.batch_id)
+            for delivery, write in zip(stored.batch.deliveries, stored.batch.writes, strict=True)
+        ],
+        lanes=committed.touched_lanes,
+        dead=list(committed.dead_order_ids),
+        duplicates=list(committed.duplicate_order_ids),
+    )
+
+
+def recent_orders(stored: StoredBatch, decimals: int) -> RecentOrders:
+    """The newest orders of a commit, for the ticker. Only rows that are really new."""
+    committed = stored.committed
+    fresh = [
+        write
+        for write, outcome in zip(stored.batch.writes, committed.outcomes, strict=True)
+        if not outcome.seen_before
+    ]
+    newest = heapq.nlargest(RECENT_ORDERS_MAX, fresh, key=attrgetter("entry"))
+    left_out = {*committed.dead_order_ids, *committed.duplicate_order_ids}
+    candidates = [
+        order
+        for write in newest
+        for order in write.orders[-RECENT_ORDERS_MAX:]
+        if order.order_id not in left_out
+    ]
+    chosen = heapq.nlargest(RECENT_ORDERS_MAX, candidates, key=attrgetter("order_id"))
+    return RecentOrders(
+        orders=[_recent(order, decimals) for order in chosen],
+        stored=sum(outcome.stored for outcome in committed.outcomes),
+    )
+
+
+def _recent(order: Order, decimals: int) -> RecentOrder:
+    return RecentOrder(
+        order_id=format_id(order.order_id),
+        tenant=order.tenant,
+        store=order.store,
+        drink=order.drink,
+        price=format_minor(order.price_minor, decimals),
+        quantity=order.quantity,
+        ordered_at_ms=order.ordered_at_us // 1000,
+        accepted_at_ms=order.accepted_at_us // 1000,
+    )
+
+
+def count(stored: StoredBatch, now: float) -> None:
+    """Metrics of one commit."""
+    batch, committed = stored.batch, stored.committed
+    metrics.BATCH_RECORDS.observe(batch.records)
+    oldest = min(write.entry[0] for write in batch.writes)
+    metrics.STORED_AGE_SECONDS.observe(max(0.0, now - oldest / 1000))
+    seen = sum(outcome.seen_before for outcome in committed.outcomes)
+    metrics.ENTRIES.labels("seen").inc(seen)
+    metrics.ENTRIES.labels("stored").inc(len(committed.outcomes) - seen)
+    metrics.ORDERS_STORED.inc(sum(outcome.stored for outcome in committed.outcomes))
+    metrics.ORDERS_DUPLICATE.inc(sum(outcome.duplicates for outcome in committed.outcomes))
+    dead = sum(outcome.dead for outcome in committed.outcomes)
+    if dead:
+        _count_dead(batch, committed, dead)
+
+
+def _count_dead(batch: Batch, committed: Committed, dead: int) -> None:
+    known = 0
+    for write, outcome in zip(batch.writes, committed.outcomes, strict=True):
+        if not outcome.seen_before:
+            known += _count_found(write)
+    if dead > known:
+        metrics.DEAD_LETTERS.labels("found-by-store").inc(dead - known)
+
+
+def _count_found(write: EntryWrite) -> int:
+    for record in write.dead:
+        metrics.DEAD_LETTERS.labels(record.code).inc()
+    return len(write.dead)

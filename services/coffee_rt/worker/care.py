@@ -1,0 +1,195 @@
+"""The worker's chores: partitions made ahead, retention, heartbeat, trim, ledger compaction, conservation.
+
+Each chore may run in every worker at any time (the store and the log see to that), fails without harm and
+is tried again at its next turn.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from coffee_rt.errors import Retryable
+from coffee_rt.runtime.breaker import CircuitBreaker
+from coffee_rt.runtime.clock import Clock
+from coffee_rt.runtime.logs import Log
+from coffee_rt.store.contract import StoreKeeper
+from coffee_rt.streams.contract import EntryId, LogKeeper
+from coffee_rt.worker import metrics
+
+HOUR_SECONDS = 3600.0
+FEATURE_LEVEL = 1
+"""What this release's workers can maintain; views that need more wait for newer ones."""
+CONSUMER_IDLE_SECONDS_MIN = 3600.0
+"""Consumers of workers gone for so long are forgotten, once nothing is pending for them."""
+
+
+@dataclass(frozen=True, slots=True)
+class CareLimits:
+    group: str = "workers"
+    instance: str = "worker"
+    care_seconds: float = 10.0
+    partition_days_ahead: int = 7
+    retention_days: int = 400
+    trim_keep_seconds: float = 600.0
+    trim_memory_percent_max: int = 60
+    compact_margin_seconds: float = 3600.0
+
+
+class Caretaker:
+    """Runs the chores. One task each kind of turn; owned by the worker."""
+
+    def __init__(
+        self,
+        *,
+        log_keeper: LogKeeper,
+        store_keeper: StoreKeeper,
+        log_breaker: CircuitBreaker,
+        store_breaker: CircuitBreaker,
+        clock: Clock,
+        log: Log,
+        limits: CareLimits,
+        uniform: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        self._log_keeper = log_keeper
+        self._store_keeper = store_keeper
+        self._log_breaker = log_breaker
+        self._store_breaker = store_breaker
+        self._clock = clock
+        self._log = log
+        self._limits = limits
+        self._uniform = uniform
+
+    async def prepare_store(self) -> None:
+        """What must hold before the first commit. Raises Retryable, or Rejected for another shard count."""
+        async with self._store_breaker:
+            await self._store_keeper.ensure_shards(self._log_keeper.shards)
+        await self.ensure_partitions()
+        await self.heartbeat()
+
+    async def prepare_log(self) -> None:
+        async with self._log_breaker:
+            await self._log_keeper.ensure_group(self._limits.group)
+
+    async def run_often(self) -> None:
+        """Every `care_seconds`, for ever: heartbeat, trim, backlog and conservation."""
+        chores = {
+            "heartbeat": self.heartbeat,
+            "conservation": self.check_conservation,
+            "trim": self.trim,
+        }
+        await self._repeat(self._limits.care_seconds, chores)
+
+    async def run_hourly(self) -> None:
+        """Partitions, retention, compaction, forgotten consumers."""
+        chores = {
+            "partitions": self.ensure_partitions,
+            "retention": self.apply_retention,
+            "compaction": self.compact,
+            "groups": self.check_groups,
+        }
+        await self._repeat(HOUR_SECONDS, chores)
+
+    async def _repeat(
+        self, seconds: float, chores: Mapping[str, Callable[[], Awaitable[None]]]
+    ) -> None:
+        while True:
+            # Not all workers in the same moment.
+            await self._clock.sleep(self._uniform(0.8, 1.2) * seconds)
+            for name, chore in chores.items():
+                try:
+                    await chore()
+                except Retryable as error:
+                    metrics.CARE_FAILURES.labels(name).inc()
+                    self._log.warning("chore failed", chore=name, error=str(error))
+
+    async def heartbeat(self) -> None:
+        async with self._store_breaker:
+            await self._store_keeper.heartbeat("worker", self._limits.instance, FEATURE_LEVEL)
+
+    async def ensure_partitions(self) -> None:
+        now_ms = int(self._clock.now() * 1000)
+        async with self._store_breaker:
+            made = await self._store_keeper.ensure_partitions(
+                now_ms, self._limits.partition_days_ahead
+            )
+        if made:
+            self._log.info("partitions made", partitions=made)
+
+    async def apply_retention(self) -> None:
+        now_ms = int(self._clock.now() * 1000)
+        async with self._store_breaker:
+            done = await self._store_keeper.apply_retention(now_ms, self._limits.retention_days)
+        if done:
+            self._log.info("retention applied", steps=done)
+
+    async def trim(self) -> None:
+        """Remove what every group acknowledged: after a while, or at once when Redis fills up."""
+        async with self._log_breaker:
+            used, maximum = await self._log_keeper.memory()
+        is_full = maximum and used * 100 > maximum * self._limits.trim_memory_percent_max
+        keep_seconds = 0.0 if is_full else self._limits.trim_keep_seconds
+        for shard in range(self._log_keeper.shards):
+            async with self._log_breaker:
+                await self._log_keeper.trim(shard, keep_seconds)
+
+    async def compact(self) -> None:
+        """Ledger rows of entries that left the log at least the margin ago move into the shard's sum."""
+        margin_ms = int(self._limits.compact_margin_seconds * 1000)
+        for shard in range(self._log_keeper.shards):
+            async with self._log_breaker:
+                horizon = await self._log_keeper.horizon(shard)
+            # Below the first entry, not below the lowest pending: a group made again replays them all.
+            first = horizon.first_entry or horizon.last_entry
+            async with self._store_breaker:
+                moved = await self._store_keeper.compact_ledger(shard, (first.ms - margin_ms, 0))
+            metrics.LEDGER_COMPACTED.inc(moved)
+
+    async def check_groups(self) -> None:
+        async with self._log_breaker:
+            foreign = await self._log_keeper.foreign_groups()
+            await self._log_keeper.remove_idle_consumers(
+                self._limits.group, CONSUMER_IDLE_SECONDS_MIN
+            )
+        if foreign:
+            self._log.warning("unregistered groups keep the log from being trimmed", groups=foreign)
+
+    async def check_conservation(self) -> None:
+        """Per shard: accepted minus accounted for, over the entries below the lowest unacknowledged."""
+        shards = range(self._log_keeper.shards)
+        async with self._log_breaker:
+            # The horizons first: should the backlog then be empty, all up to them is acknowledged.
+            horizons = [await self._log_keeper.horizon(shard) for shard in shards]
+            backlogs = await self._log_keeper.backlog(self._limits.group)
+        for backlog, horizon in zip(backlogs, horizons, strict=True):
+            if backlog.oldest_entry is not None:
+                below, accepted = backlog.oldest_entry, backlog.settled_counter
+            else:
+                below, accepted = _after(horizon.last_entry), horizon.counter
+            async with self._store_breaker:
+                sums = await self._store_keeper.ledger_sums(backlog.shard, (below.ms, below.seq))
+            imbalance = accepted - accounted(sums)
+            metrics.CONSERVATION.labels(str(backlog.shard)).set(imbalance)
+            if imbalance:
+                self._log.error(
+                    "conservation is violated",
+                    shard=backlog.shard,
+                    records=imbalance,
+                    below=str(below),
+                    sums=sums,
+                )
+
+
+def accounted(sums: dict[str, int]) -> int:
+    """Records of a shard that the ledger accounts for.
+
+    A stranger's entry has a dead letter but no accepted record, hence at most `records`. Records of a gap
+    that were stored before they were lost are in the ledger already; the others are `lost`.
+    """
+    done = sums["stored"] + sums["duplicates"] + sums["dead"]
+    return min(done, sums["records"]) + sums["lost"]
+
+
+def _after(entry: EntryId) -> EntryId:
+    return EntryId(entry.ms, entry.seq + 1)
