@@ -66,9 +66,9 @@ async def ask_redis(url: str, seconds_max: float) -> RedisFacts:
     ) as client:
         info: dict[str, Any] = await client.info("everything")
         try:
-            config: dict[str, str] = await client.config_get(*_CONFIG)
+            shown = await client.config_get(*_CONFIG)
         except ResponseError:
-            config = {}
+            shown = {}
         before = time.time()
         seconds, microseconds = await client.time()
         middle = (before + time.time()) / 2
@@ -78,7 +78,7 @@ async def ask_redis(url: str, seconds_max: float) -> RedisFacts:
     return RedisFacts(
         name="Valkey" if is_valkey else "Redis",
         version=tuple(int(part) for part in version.split(".") if part.isdigit()),
-        config=config,
+        config={str(name): str(value) for name, value in shown.items()},
         used_bytes=int(info["used_memory"]),
         limit_bytes=int(info.get("maxmemory", 0)),
         last_write_failed="err" in failed,
