@@ -23,7 +23,7 @@ RETENTION_LOCK = 0x636F_6666_0003
 DAY_MS = 86_400_000
 DAYS_BEHIND = 1
 """A client's id may be a day old, so yesterday's partition is ensured too."""
-MISSING_DAYS_BEHIND_MAX = 366
+MISSING_DAYS_BEHIND_MAX = 3660
 MISSING_DAYS_AHEAD_MAX = 30
 """A day further off is never made for an order that asks for it: no such id was ever accepted, and a
 stranger who writes to the log must not fill the catalogue with tables."""
