@@ -17,6 +17,7 @@ from coffee_rt.domain.views import ViewDefinition
 from coffee_rt.errors import Rejected
 from coffee_rt.store.contract import AuditDifference, Chunk
 from coffee_rt.store.order_rows import id_range
+from coffee_rt.store.partitions import retired_to_ms
 from coffee_rt.store.pool import Pool
 from coffee_rt.store.view_repair_sql import audit_sql, chunks_sql, rebuild_sql
 from coffee_rt.store.view_tables import decode_definition, table_of
@@ -40,19 +41,12 @@ class PostgresViewRepairer:
     async def recomputable_from(self, view: str) -> int:
         """Two reasons freeze a bucket: retention took partitions that may hold its orders, or the view
         itself keeps it no longer."""
-        row = await self._pool.fetchrow(
-            """
-            SELECT (SELECT value::bigint FROM install WHERE name = 'retired_to_ms') AS retired_to_ms,
-                   extract(epoch FROM now())::bigint AS now
-            """
-        )
         definition = await self._definition(view)
-        kept_from: int = row["now"] - definition.retention_days * DAY_SECONDS
-        if not row["retired_to_ms"]:
-            return max(0, kept_from)
+        now: int = await self._pool.fetchval("SELECT extract(epoch FROM now())::bigint")
+        kept_from = max(0, now - definition.retention_days * DAY_SECONDS)
+        retired_to = await retired_to_ms(self._pool) // 1000
         # An order's time is at most a day and some minutes after the time in its id.
-        retired_to: int = row["retired_to_ms"] // 1000
-        return max(kept_from, retired_to + DAY_SECONDS)
+        return max(kept_from, retired_to + DAY_SECONDS) if retired_to else kept_from
 
     async def plan_chunks(self, view: str, start: int | None, end: int | None) -> list[Chunk]:
         definition = await self._definition(view)

@@ -10,7 +10,8 @@ INSERT INTO view_generation (generation) VALUES (0);
 CREATE TABLE view_catalogue (
     internal text PRIMARY KEY,
     name text NOT NULL,
-    definition jsonb NOT NULL,
+    -- json, not jsonb: the order of its measures is the order of their columns.
+    definition json NOT NULL,
     -- Generation it was made in: the first part of its epoch.
     generation bigint NOT NULL,
     feature_level integer NOT NULL,

@@ -1,0 +1,253 @@
+"""The fold loop: woken by commits, it folds the lanes that are this instance's and publishes what changed.
+
+Three tasks share one `FoldLoop`: `listen` marks the lanes that a commit touched, `fold` works the marks off
+in rounds (at most one every `interval_seconds`, so that pokes coalesce), `tell` says every second that this
+instance lives and what all versions are. A lost poke costs `poll_seconds`, nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from coffee_rt.aggregator import metrics
+from coffee_rt.aggregator.lanes import LaneShare
+from coffee_rt.aggregator.publishing import Publisher
+from coffee_rt.channels.contract import Channels
+from coffee_rt.channels.messages import Stored, decode_stored
+from coffee_rt.errors import Retryable
+from coffee_rt.runtime.breaker import CircuitBreaker, backoff_seconds
+from coffee_rt.runtime.clock import Clock
+from coffee_rt.runtime.logs import Log
+from coffee_rt.store.contract import (
+    BadData,
+    Fold,
+    LaneKey,
+    ViewCatalogueStore,
+    ViewFolder,
+    ViewState,
+)
+
+SETTLE_SECONDS = 0.2
+"""How long a commit may wait for its lanes' floors before an extra beacon tells of them. A floor stays
+behind while an older transaction runs; shorter means more beacons under load."""
+BACKOFF_SECONDS_MAX = 2.0
+"""Longest wait after PostgreSQL failed a round. The breaker waits longer; this bounds the time after it."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoldLimits:
+    """See AggregatorSettings."""
+
+    interval_seconds: float = 0.05
+    poll_seconds: float = 0.5
+    beacon_seconds: float = 1.0
+    alive_seconds: float = 2.0
+    folds_max: int = 4
+    deltas_max: int = 5000
+    rows_max: int = 500
+
+
+class FoldLoop:
+    """Folds for one instance. Its tasks run until cancelled; a cancelled fold commits or does not."""
+
+    def __init__(
+        self,
+        *,
+        instance: str,
+        folder: ViewFolder,
+        catalogue: ViewCatalogueStore,
+        channels: Channels,
+        publisher: Publisher,
+        share: LaneShare,
+        database: CircuitBreaker,
+        clock: Clock,
+        log: Log,
+        limits: FoldLimits,
+    ) -> None:
+        self._instance = instance
+        self._folder = folder
+        self._catalogue = catalogue
+        self._channels = channels
+        self._publisher = publisher
+        self._share = share
+        self._database = database
+        self._clock = clock
+        self._log = log
+        self._limits = limits
+        self._views: dict[str, ViewState] = {}
+        self._marked: set[LaneKey] = set()
+        self._awaited: dict[tuple[str, int], tuple[int, float]] = {}
+        self._wake = asyncio.Event()
+        self._must_poll = True
+        self._polled_at = float("-inf")
+        self._permits = asyncio.Semaphore(limits.folds_max)
+
+    async def listen(self) -> None:
+        """Mark what commits touch. A gap in the messages asks for a poll."""
+        async with self._channels.subscribe("stored", "catalogue") as subscription:
+            async for message in subscription:
+                if message is None or message[0] == "catalogue":
+                    self._must_poll = True
+                else:
+                    self.mark(decode_stored(message[1]))
+                self._wake.set()
+
+    def mark(self, stored: Stored) -> None:
+        """Remember the lanes of a commit, for all views of the names (a view and its replacement)."""
+        now = self._clock.monotonic()
+        for internal, state in self._views.items():
+            lanes = stored.lanes.get(state.definition.name, ())
+            for lane in lanes:
+                key = LaneKey(internal, lane)
+                if self._share.is_my_lane(key):
+                    self._marked.add(key)
+                    if state.is_current:
+                        since = self._awaited.get((state.definition.name, lane), (0, now))[1]
+                        self._awaited[state.definition.name, lane] = (stored.xid, since)
+
+    async def fold(self) -> None:
+        """Rounds for ever: at once after a poke, at latest after `poll_seconds`."""
+        failures = 0
+        while True:
+            started_at = self._clock.monotonic()
+            try:
+                await self.fold_round()
+                failures = 0
+            except Retryable as error:
+                metrics.FAILURES.labels("postgresql").inc()
+                self._log.warning("folding waits for PostgreSQL", reason=str(error))
+                self._must_poll = True
+                failures += 1
+                await self._clock.sleep(0.05 + backoff_seconds(failures, cap=BACKOFF_SECONDS_MAX))
+            rest = started_at + self._limits.interval_seconds - self._clock.monotonic()
+            if rest > 0:
+                await self._clock.sleep(rest)
+            await self._wait()
+
+    async def _wait(self) -> None:
+        if self._marked or self._must_poll:
+            return
+        left = self._polled_at + self._limits.poll_seconds - self._clock.monotonic()
+        if left > 0 and not self._wake.is_set():
+            woken = asyncio.ensure_future(self._wake.wait())
+            slept = asyncio.ensure_future(self._clock.sleep(left))
+            try:
+                await asyncio.wait({woken, slept}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                woken.cancel()
+                slept.cancel()
+        self._wake.clear()
+
+    async def fold_round(self) -> int:
+        """Fold what is marked, and what a poll finds when one is due; how many folds were committed.
+        Raises Retryable; what was not folded stays marked."""
+        now = self._clock.monotonic()
+        if self._must_poll or now - self._polled_at >= self._limits.poll_seconds:
+            await self._poll(now)
+        keys, self._marked = self._marked, set()
+        results = await asyncio.gather(*map(self._fold_lane, keys), return_exceptions=True)
+        failed: BaseException | None = None
+        for key, result in zip(keys, results, strict=True):
+            if isinstance(result, BaseException):
+                self._marked.add(key)
+                failed = result
+        if failed is not None:
+            raise failed
+        await self._settle()
+        return sum(result is True for result in results)
+
+    async def _poll(self, now: float) -> None:
+        async with self._database:
+            states = await self._catalogue.views()
+            works = await self._folder.waiting_lanes()
+        self._must_poll = False
+        self._polled_at = now
+        self._views = {state.internal: state for state in states}
+        mine, stolen = self._share.choose(works, now)
+        metrics.WAITING_DELTAS.set(sum(work.waiting_rows for work in works))
+        metrics.WAITING_SECONDS.set(max((work.waiting_seconds for work in works), default=0.0))
+        metrics.LANES_STOLEN.inc(len(stolen))
+        self._marked |= mine | stolen
+
+    async def _fold_lane(self, key: LaneKey) -> bool:
+        """One fold, published. False when there was nothing or another holds the lane."""
+        async with self._permits:
+            fold: Fold | None = None
+            try:
+                async with self._database:
+                    with metrics.FOLD_SECONDS.time():
+                        fold = await self._folder.fold_lane(
+                            key, self._limits.deltas_max, self._limits.rows_max
+                        )
+            except BadData as error:
+                await self._put_away(key, error)
+        if fold is None:
+            return False
+        if not fold.is_drained:
+            self._marked.add(key)
+        self._count(fold)
+        state = self._views.get(key.view)
+        if state is not None and state.is_current and fold.version > fold.previous:
+            self._forget_awaited([(fold.view, fold.lane)], fold.floor)
+            await self._publisher.publish_fold(fold)
+        return True
+
+    async def _put_away(self, key: LaneKey, error: BadData) -> None:
+        async with self._database:
+            number = await self._folder.quarantine(key, self._limits.deltas_max)
+        metrics.DELTAS_QUARANTINED.inc(number)
+        self._log.error(
+            "deltas put away", view=key.view, lane=key.lane, deltas=number, reason=str(error)
+        )
+        self._marked.add(key)
+
+    def _count(self, fold: Fold) -> None:
+        metrics.FOLDS.labels(fold.view).inc()
+        metrics.DELTAS_FOLDED.labels(fold.view).inc(fold.folded_deltas)
+        metrics.DELTAS_EXPIRED.labels(fold.view).inc(fold.expired_deltas)
+
+    def _forget_awaited(self, lanes: Iterable[tuple[str, int]], floor: int) -> None:
+        for lane in lanes:
+            if lane in self._awaited and self._awaited[lane][0] < floor:
+                del self._awaited[lane]
+
+    async def _settle(self) -> None:
+        """Tell floors early when a commit of a while ago still waits for one: whoever asked to be
+        answered when the order is visible waits for that."""
+        now = self._clock.monotonic()
+        if any(now - since >= SETTLE_SECONDS for _, since in self._awaited.values()):
+            await self.publish_beacon()
+            # Whatever is still behind is told by the next folds and beacons; never in a tight loop.
+            self._awaited = {lane: (xid, now) for lane, (xid, _) in self._awaited.items()}
+
+    async def publish_beacon(self) -> None:
+        """Publish all lanes' newest versions. Raises Retryable when PostgreSQL is away."""
+        async with self._database:
+            epochs, lanes = await self._folder.lane_versions()
+        for lane in lanes:
+            self._forget_awaited([(lane.view, lane.lane)], lane.floor)
+        await self._publisher.publish_beacon(int(self._clock.now() * 1000), epochs, lanes)
+
+    async def tell(self) -> None:
+        """Heartbeat and beacon for ever. Every instance sends beacons: they repeat each other harmlessly,
+        and none has to be elected."""
+        while True:
+            try:
+                await self.tell_once()
+            except Retryable:
+                metrics.FAILURES.labels("postgresql").inc()
+            await self._clock.sleep(self._limits.beacon_seconds)
+
+    async def tell_once(self) -> None:
+        async with self._database:
+            members = await self._folder.announce(self._instance, self._limits.alive_seconds)
+        self._share.set_members(members)
+        metrics.INSTANCES.set(len(members))
+        await self.publish_beacon()
+
+    async def withdraw(self) -> None:
+        """Leave the lanes to the others, at the drain."""
+        async with self._database:
+            await self._folder.withdraw(self._instance)
