@@ -1,0 +1,112 @@
+"""Who may open a session: origins, addresses, numbers. Pure; the adapters ask before they upgrade."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_address
+from urllib.parse import urlsplit
+
+from coffee_rt.domain.keys import token_of
+from coffee_rt.errors import Overload, Rejected
+from coffee_rt.fanout import metrics
+from coffee_rt.fanout.protocol import SUBPROTOCOL, TOKEN_SUBPROTOCOL
+
+Network = IPv4Network | IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """A connection that may be upgraded."""
+
+    token: str | None
+    subprotocol: str | None
+    """To be confirmed in the answer to the upgrade."""
+    forwarded: str
+    """X-Forwarded-For, believed as far as trusted proxies wrote it."""
+
+
+class Door:
+    """Counts open sessions and checks new ones. One per process; each `enter` that did not raise is
+    followed by a `leave` with the address it gave.
+
+    `origins` are allowed besides the page's own (same host as the request's). A request without an Origin
+    comes from no browser: where keys are on it needs a token anyway.
+    """
+
+    def __init__(
+        self,
+        *,
+        sessions_max: int,
+        sessions_per_address_max: int,
+        origins: Sequence[str] = (),
+        trusted_proxies: Sequence[Network] = (),
+    ) -> None:
+        self.is_closed = False
+        self._sessions_max = sessions_max
+        self._per_address_max = sessions_per_address_max
+        self._origins = frozenset(origins)
+        self._trusted = tuple(trusted_proxies)
+        self._open = 0
+        self._by_address: dict[str, int] = {}
+
+    def check(self, headers: Mapping[str, str]) -> Visitor:
+        """Raises Rejected (403 origin, 401 token) or Overload (503). `headers` ignore case."""
+        if self.is_closed:
+            raise Overload("draining", "This process is stopping; connect again.", 1.0)
+        self._check_origin(headers.get("Origin"), headers.get("Host", ""))
+        if self._open >= self._sessions_max:
+            metrics.refused.labels("sessions").inc()
+            raise Overload("too-many-sessions", "No session is free here.", 5.0)
+        offered = [
+            part.strip() for part in headers.get("Sec-WebSocket-Protocol", "").split(",") if part
+        ]
+        token = token_of(headers.get("Authorization"), headers.get("X-API-Key"))
+        for part in offered:
+            if token is None and part.startswith(TOKEN_SUBPROTOCOL):
+                token = part.removeprefix(TOKEN_SUBPROTOCOL)
+        subprotocol = SUBPROTOCOL if SUBPROTOCOL in offered else None
+        return Visitor(token, subprotocol, headers.get("X-Forwarded-For", ""))
+
+    def enter(self, visitor: Visitor, peer: str) -> str:
+        """Count a connection from `peer` in; the client's address. Raises Overload (429)."""
+        address = self._address(peer, visitor.forwarded)
+        if self._by_address.get(address, 0) >= self._per_address_max:
+            metrics.refused.labels("address").inc()
+            raise Overload("too-many-sessions", "too many sessions from this address", 10.0, 429)
+        self._open += 1
+        self._by_address[address] = self._by_address.get(address, 0) + 1
+        return address
+
+    def leave(self, address: str) -> None:
+        self._open -= 1
+        left = self._by_address[address] - 1
+        if left:
+            self._by_address[address] = left
+        else:
+            del self._by_address[address]
+
+    def _check_origin(self, origin: str | None, host: str) -> None:
+        if origin is None or origin in self._origins:
+            return
+        # "null" (a sandboxed page, a local file) has no host and so never matches.
+        if host and urlsplit(origin).netloc.lower() == host.lower():
+            return
+        metrics.refused.labels("origin").inc()
+        raise Rejected("bad-origin", "This page may not connect here.", status=403)
+
+    def _address(self, peer: str, forwarded: str) -> str:
+        """The client's address: the last one that no trusted proxy has written."""
+        address = peer
+        for hop in reversed([part.strip() for part in forwarded.split(",") if part.strip()]):
+            if not self._is_trusted(address):
+                break
+            address = hop
+        return address
+
+    def _is_trusted(self, address: str) -> bool:
+        try:
+            parsed = ip_address(address)
+        except ValueError:
+            return False
+        return any(parsed in network for network in self._trusted)

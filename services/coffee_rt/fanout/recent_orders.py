@@ -1,0 +1,75 @@
+"""Loads the newest orders of tenants into the ticker's channel: at the first subscription and after misses."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from coffee_rt.channels.messages import RecentOrder
+from coffee_rt.domain.ids import format_id
+from coffee_rt.domain.money import format_minor
+from coffee_rt.domain.orders import Order
+from coffee_rt.errors import Retryable
+from coffee_rt.fanout import metrics
+from coffee_rt.fanout.orders_channel import RING_ORDERS, OrdersChannel
+from coffee_rt.runtime.clock import Clock
+from coffee_rt.store.contract import OrderReader
+
+RETRY_SECONDS = 1.0
+
+
+def recent_order(order: Order, decimals: int) -> RecentOrder:
+    """An order as the ticker shows it."""
+    return RecentOrder(
+        order_id=format_id(order.order_id),
+        tenant=order.tenant,
+        store=order.store,
+        drink=order.drink,
+        price=format_minor(order.price_minor, decimals),
+        quantity=order.quantity,
+        ordered_at_ms=order.ordered_at_us // 1000,
+        accepted_at_ms=order.accepted_at_us // 1000,
+    )
+
+
+class OrdersLoader:
+    """Owned by the hub; `run` is its only task. One load at a time, however many sessions ask."""
+
+    def __init__(
+        self,
+        channel: OrdersChannel,
+        reader: OrderReader,
+        clock: Clock,
+        decimals: int,
+        on_loaded: Callable[[], None],
+    ) -> None:
+        self._channel = channel
+        self._reader = reader
+        self._clock = clock
+        self._decimals = decimals
+        self._on_loaded = on_loaded
+        self._tenants: dict[int, None] = {}
+        self._wanted = asyncio.Event()
+
+    def request_orders(self, tenant: int) -> None:
+        self._tenants[tenant] = None
+        self._wanted.set()
+
+    async def run(self) -> None:
+        while True:
+            await self._wanted.wait()
+            if not self._tenants:
+                self._wanted.clear()
+                continue
+            tenant = next(iter(self._tenants))
+            try:
+                found = await self._reader.recent_orders(tenant, RING_ORDERS)
+            except Retryable:
+                metrics.reload_failures.inc()
+                await self._clock.sleep(RETRY_SECONDS)
+                continue
+            del self._tenants[tenant]
+            metrics.reloads.labels("orders").inc()
+            orders = [recent_order(stored.order, self._decimals) for stored in found]
+            self._channel.load(tenant, orders)
+            self._on_loaded()
