@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated
@@ -180,7 +179,11 @@ def rebuild(
     database_url: DatabaseUrl = None,
 ) -> None:
     """Recompute a view from the orders, exactly, while orders flow."""
-    raise typer.Exit(_repair("run_rebuild", view, start, end, data_dir, database_url))
+    from coffee_rt.aggregator.repair import run_rebuild
+    from coffee_rt.embedded.reach import reach
+
+    target = reach(data_dir, database_url=database_url)
+    raise typer.Exit(asyncio.run(run_rebuild(view, start, end, target.database)))
 
 
 @app.command(rich_help_panel=_CARE)
@@ -192,7 +195,11 @@ def audit(
     database_url: DatabaseUrl = None,
 ) -> None:
     """Compare a view with the orders; exit code 1 when anything differs."""
-    raise typer.Exit(_repair("run_audit", view, start, end, data_dir, database_url))
+    from coffee_rt.aggregator.repair import run_audit
+    from coffee_rt.embedded.reach import reach
+
+    target = reach(data_dir, database_url=database_url)
+    raise typer.Exit(asyncio.run(run_audit(view, start, end, target.database)))
 
 
 @app.command(rich_help_panel=_CARE)
@@ -280,21 +287,6 @@ def _told_plainly() -> tuple[type[Exception], ...]:
     from coffee_rt.runtime.settings import SettingsError
 
     return (SettingsError, CoffeeRtError)
-
-
-def _repair(
-    function: str,
-    view: str,
-    start: str | None,
-    end: str | None,
-    data_dir: Path | None,
-    database_url: str | None,
-) -> int:
-    from coffee_rt.embedded.reach import reach
-
-    run: Callable[..., object] = getattr(import_module("coffee_rt.aggregator.repair"), function)
-    target = reach(data_dir, database_url=database_url)
-    return int(asyncio.run(run(view, start, end, target.database)) or 0)  # type: ignore[arg-type]
 
 
 def _say(line: str) -> None:

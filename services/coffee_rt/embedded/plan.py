@@ -12,6 +12,9 @@ from coffee_rt.embedded.server_process import ServerProblem
 
 PROCESSES = ("order-api", "worker", "aggregator", "fanout", "query-api")
 
+GRACE_SECONDS = 25
+"""A process drains this long; then it ends by itself, with what is undone still in the log."""
+
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -95,12 +98,15 @@ def process_environ(options: UpOptions, ports: Ports, process: str) -> dict[str,
         "COFFEE_RT_LOG_FORMAT": "json",
         # The same at each start: a restarted worker finds what its predecessor held.
         "COFFEE_RT_INSTANCE": "embedded",
+        "COFFEE_RT_GRACE_SECONDS": str(GRACE_SECONDS),
     }
     if process == "order-api":
         # Our own proxy stands in front; a laptop's owner needs no limit against himself.
         environ["COFFEE_RT_ORDER_API_TRUSTED_PROXIES"] = "127.0.0.1"
         if options.is_loopback:
             environ["COFFEE_RT_ORDER_API_ANONYMOUS_PER_MINUTE"] = "0"
+    if process == "aggregator" and options.views_dir:
+        environ["COFFEE_RT_AGGREGATOR_VIEWS_DIR"] = str(options.views_dir.absolute())
     if process == "fanout":
         environ["COFFEE_RT_FANOUT_WEBSOCKET_PORT"] = str(ports.fanout_websocket)
     return environ

@@ -63,6 +63,7 @@ class Supervisor:
 
     def __init__(self, say: Say, pids: Path) -> None:
         self._say = say
+        self._begun = time.monotonic()
         self._pids = pids
         self._pids.mkdir(exist_ok=True)
         for stale in pids.iterdir():
@@ -78,11 +79,10 @@ class Supervisor:
 
         Raises ServerProblem when it ends first, or stays unready too long.
         """
-        started = time.monotonic()
         if part.handle is None:
             await self.launch(part)
         await self._wait_ready(part)
-        self._say(f"  {part.name:<11} ready   {time.monotonic() - started:5.1f} s")
+        self._say(f"  {part.name:<11} ready   {time.monotonic() - self._begun:5.1f} s")
         part._keeper = asyncio.create_task(self._keep(part), name=f"keep-{part.name}")
 
     async def stop(self, parts: Sequence[Part]) -> bool:

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from coffee_rt.embedded.directory import DataDirectory
 from coffee_rt.embedded.forks import Warm
 from coffee_rt.embedded.plan import (
+    GRACE_SECONDS,
     PROCESSES,
     UpOptions,
     address_of,
@@ -28,8 +29,7 @@ from coffee_rt.embedded.server_process import Server, ServerProblem, tail
 from coffee_rt.embedded.servers import EmbeddedPostgres, EmbeddedValkey
 from coffee_rt.embedded.supervisor import Handle, Part, Say, Supervisor, wait_end
 
-PROCESS_STOP_SECONDS = 28.0
-"""Above a process's own grace of 25 s, after which it ends by itself."""
+PROCESS_STOP_SECONDS = GRACE_SECONDS + 3.0
 
 MIGRATE_SECONDS_MAX = 600.0
 BOUND_LOGS_SECONDS = 30.0
