@@ -166,8 +166,15 @@ class MemoryLog:
 class MemoryTarget:
     """A FlushTarget on a MemoryLog: the append script, in Python."""
 
-    def __init__(self, log: MemoryLog, shards: int, limits: ProducerLimits | None = None) -> None:
+    def __init__(
+        self,
+        log: MemoryLog,
+        shards: int,
+        limits: ProducerLimits | None = None,
+        clock: Clock | None = None,
+    ) -> None:
         self._log = log
+        self._clock = clock or log.clock
         self._shards = shards
         self._limits = limits or ProducerLimits()
 
@@ -176,10 +183,10 @@ class MemoryTarget:
         return self._shards
 
     async def start(self) -> tuple[int, float, float]:
-        sent_at = self._log.clock.now()
+        sent_at = self._clock.now()
         await self._log.faults("start", 0)
         check_shards(self._log.installed_shards, self._shards)
-        return self._log.now_ms(), sent_at, self._log.clock.now()
+        return self._log.now_ms(), sent_at, self._clock.now()
 
     def is_available(self, shard: int) -> bool:
         return True
@@ -188,12 +195,12 @@ class MemoryTarget:
         return
 
     async def execute(self, flush: Flush) -> FlushReply:
-        sent_at = self._log.clock.now()
+        sent_at = self._clock.now()
         await self._log.faults("append.send", flush.shard)
         entry_id, counter, hits = self._append(flush)
         self._log.wake(flush.shard)
         await self._log.faults("append.answer", flush.shard)
-        return FlushReply(entry_id, counter, hits, sent_at, self._log.clock.now())
+        return FlushReply(entry_id, counter, hits, sent_at, self._clock.now())
 
     def _append(self, flush: Flush) -> tuple[EntryId | None, int, list[int | bytes]]:
         log = self._log

@@ -13,7 +13,14 @@ from coffee_rt.streams.backlog import (
     find_record,
     plan_backlog,
 )
-from coffee_rt.streams.contract import Backlog, Delivery, EntryId, Horizon, Position
+from coffee_rt.streams.contract import (
+    ENTRY_ID_ZERO,
+    Backlog,
+    Delivery,
+    EntryId,
+    Horizon,
+    Position,
+)
 from coffee_rt.streams.entries import delivery, parse_entry
 from coffee_rt.streams.flush import position_of_value
 from coffee_rt.streams.memory import Group, MemoryLog, Pending, Shard
@@ -28,6 +35,7 @@ class MemoryReader:
         self._consumer = consumer
         self._epochs = [0] * len(log.shards)
         self._runs = [-1] * len(log.shards)
+        self._claim_from = [ENTRY_ID_ZERO] * len(log.shards)
 
     @property
     def shards(self) -> int:
@@ -74,11 +82,13 @@ class MemoryReader:
         state, now = self._log.shards[shard], self._log.now_ms()
         group = self._find_group(shard)
         claimed: list[Delivery] = []
+        start, self._claim_from[shard] = self._claim_from[shard], ENTRY_ID_ZERO
         for entry_id in sorted(group.pending):
             pending = group.pending[entry_id]
-            if now - pending.delivered_ms < idle_seconds_min * 1000:
+            if entry_id < start or now - pending.delivered_ms < idle_seconds_min * 1000:
                 continue
             if len(claimed) == entries_max:
+                self._claim_from[shard] = entry_id
                 break
             if entry_id not in state.entries:
                 self._forget(shard, group, entry_id)

@@ -12,7 +12,7 @@
 local stream, count_key = KEYS[1], KEYS[2]
 local counter = tonumber(redis.call('GET', count_key) or '0')
 local batch, trace = ARGV[2], ARGV[6]
-local windows = {k = ARGV[4], o = ARGV[5]}
+local key_window, client_id_window = ARGV[4], ARGV[5]
 local unkeyed = tonumber(ARGV[7])
 local keyed = (#ARGV - 8) / 3
 
@@ -28,44 +28,58 @@ if counter < highest then
 end
 
 local reply = {'', ''}
-local parts, writes, seen = {}, {}, {}
-local touched = nil
+local parts, seen = {}, {}
+-- What to SET at the end, in parallel arrays (tables would cost more than the SETs): key, what it will
+-- point at (index of a record of this flush, or the value found), window.
+local names, sources, spans = {}, {}, {}
+local touched, touched_window = nil, nil
+
 if keyed > 0 then
   local found = redis.call('MGET', unpack(KEYS, 3))
-  local key = 2
+  local key, at = 2, 9
   for i = 1, keyed do
-    local at = 9 + (i - 1) * 3
-    local ours, kinds = ARGV[at + 1], ARGV[at + 2]
+    local kinds = ARGV[at + 2]
     local first = key + 1
-    key = key + #kinds
-    local hit = nil
-    for k = first, key do
-      local value = found[k - 2] or seen[KEYS[k]]
-      if value then
-        hit = value
-        if found[k - 2] and not touched then
-          touched = {KEYS[k], windows[string.sub(kinds, k - first + 1, k - first + 1)]}
+    local window = kinds == 'o' and client_id_window or key_window
+    local hit = found[first - 2] or seen[KEYS[first]]
+    local is_alias = false
+    if found[first - 2] and not touched then
+      touched, touched_window = KEYS[first], window
+    end
+    key = first
+    if kinds == 'ko' then
+      key = first + 1
+      if not hit then
+        hit = found[key - 2] or seen[KEYS[key]]
+        is_alias = hit and true
+        if found[key - 2] and not touched then
+          touched, touched_window = KEYS[key], client_id_window
         end
-        break
       end
     end
     if not hit then
       parts[#parts + 1] = ARGV[at]
-      for k = first, key do
-        seen[KEYS[k]] = i
-        writes[#writes + 1] = {KEYS[k], i, windows[string.sub(kinds, k - first + 1, k - first + 1)]}
+      local count = #names + 1
+      seen[KEYS[first]] = i
+      names[count], sources[count], spans[count] = KEYS[first], i, window
+      if key > first then
+        seen[KEYS[key]] = i
+        names[count + 1], sources[count + 1], spans[count + 1] = KEYS[key], i, client_id_window
       end
       reply[i + 2] = 0
     else
       reply[i + 2] = hit
-      local theirs = type(hit) == 'number' and ARGV[9 + (hit - 1) * 3 + 1] or hit
-      -- The client's id is known under another key: with the same body, this key means that order too.
-      if kinds == 'ko' and not (found[first - 2] or seen[KEYS[first]])
-          and string.sub(theirs, 17, 32) == string.sub(ours, 17, 32) then
-        seen[KEYS[first]] = hit
-        writes[#writes + 1] = {KEYS[first], hit, windows.k}
+      if is_alias then
+        -- The client's id is known under another key: with the same body, this key means that order too.
+        local theirs = type(hit) == 'number' and ARGV[9 + (hit - 1) * 3 + 1] or hit
+        if string.sub(theirs, 17, 32) == string.sub(ARGV[at + 1], 17, 32) then
+          local count = #names + 1
+          seen[KEYS[first]] = hit
+          names[count], sources[count], spans[count] = KEYS[first], hit, key_window
+        end
       end
     end
+    at = at + 3
   end
 end
 
@@ -90,15 +104,16 @@ if fresh > 0 then
 elseif touched then
   -- Only duplicates: write all the same, because WAIT counts only what this connection wrote.
   -- PEXPIRE and not INCRBY 0: it is allowed when memory is full, so a retry still gets its answer.
-  redis.call('PEXPIRE', touched[1], touched[2])
+  redis.call('PEXPIRE', touched, touched_window)
 end
 
-for _, write in ipairs(writes) do
-  local value = write[2]
+local suffix = batch .. entry
+for i = 1, #names do
+  local value = sources[i]
   if type(value) == 'number' then
-    value = ARGV[9 + (value - 1) * 3 + 1] .. batch .. entry
+    value = ARGV[10 + (value - 1) * 3] .. suffix
   end
-  redis.call('SET', write[1], value, 'PX', write[3])
+  redis.call('SET', names[i], value, 'PX', spans[i])
 end
 reply[1] = entry
 reply[2] = string.format('%.0f', counter)

@@ -1,0 +1,50 @@
+"""Every log contract test runs in memory, on Valkey, and on redis-server where one is installed."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from tests.streams_bed import Bed, MemoryBed, RedisBed
+
+_REDIS_SERVER = shutil.which("redis-server")
+_KINDS = ["memory", "valkey", *(["redis"] if _REDIS_SERVER else [])]
+
+
+@pytest.fixture(scope="session")
+def redis_url(server_folder: Path) -> Iterator[str]:
+    """A redis-server of the machine, whatever its version (7.0 is the floor)."""
+    assert _REDIS_SERVER is not None
+    path = server_folder / "redis.sock"
+    command = [_REDIS_SERVER, "--port", "0", "--unixsocket", str(path)]
+    command += ["--save", "", "--appendonly", "no", "--dir", str(server_folder)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        _wait_ready(path)
+        yield f"unix://{path}"
+        process.terminate()
+
+
+def _wait_ready(path: Path) -> None:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        with socket.socket(socket.AF_UNIX) as client:
+            if client.connect_ex(str(path)) == 0:
+                return
+        time.sleep(0.02)
+    raise AssertionError("redis-server did not start")
+
+
+@pytest.fixture(params=_KINDS)
+async def bed(request: pytest.FixtureRequest, redis_namespace: str) -> AsyncIterator[Bed]:
+    """A log of this test's own."""
+    if request.param == "memory":
+        made: Bed = MemoryBed()
+    else:
+        made = RedisBed(request.getfixturevalue(f"{request.param}_url"), redis_namespace)
+    yield made
+    await made.close()
