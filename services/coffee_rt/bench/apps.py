@@ -93,7 +93,8 @@ def insert_app(url: str) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        connecting: Any = asyncpg.create_pool(url, min_size=16, max_size=32)
+        create: Any = asyncpg.create_pool
+        connecting = create(url, min_size=16, max_size=32)
         async with connecting as pool:
             await pool.execute(
                 "CREATE TABLE IF NOT EXISTS baseline (order_id uuid PRIMARY KEY, store text, "

@@ -7,7 +7,6 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -17,12 +16,17 @@ from coffee_rt.bench.apps import STREAM
 from coffee_rt.bench.load import Job, Outcome
 from coffee_rt.bench.results import Figure, with_ratio
 from coffee_rt.bench.stack import Child, Stack, run_load
+from coffee_rt.domain.keys import SCOPES
+from coffee_rt.domain.orders import DEFAULT_TENANT
+from coffee_rt.embedded.keys import KeyRequest, add_key
+from coffee_rt.runtime.settings import DatabaseSettings
 
 PATH = "/api/v1/orders"
 BODY = '{"store":"uptown","drink":"latte","price":"4.50","quantity":1}'
 JSON = {"Content-Type": "application/json"}
 CONNECTIONS = 96
 BATCH_RECORDS = 1000
+REQUESTS_A_MINUTE = 100_000_000
 STORES = ("uptown", "downtown", "central", "southend")
 DRINKS = ("latte", "cappuccino", "americano", "flat white", "mocha", "tea")
 
@@ -92,7 +96,7 @@ def _best_pair(name: str, ours: list[Outcome], ceilings: list[Outcome]) -> Figur
 
 
 def _job(child: Child, pace: Pace, **changes: Any) -> Job:
-    given = {
+    given: dict[str, Any] = {
         "port": child.port,
         "path": PATH,
         "connections": CONNECTIONS,
@@ -146,7 +150,7 @@ async def _measure_keyed(stack: Stack, pace: Pace) -> Figure:
 
 
 async def _measure_limited(stack: Stack, pace: Pace) -> Figure:
-    key = await make_api_key(stack.postgres.url)
+    key = await make_api_key(DatabaseSettings(url=stack.postgres.url))
     plain = stack.process("order-api")
     limited = stack.process("order-api", COFFEE_RT_AUTH="required")
     figure = await _measure_beside(
@@ -215,7 +219,8 @@ async def _measure_baselines(
     stack: Stack, pace: Pace
 ) -> tuple[dict[str, float], dict[str, dict[str, int]]]:
     """Rates of the two usual ways, and what each lost when its store was killed under load."""
-    rates, losses = {}, {}
+    rates: dict[str, float] = {}
+    losses: dict[str, dict[str, int]] = {}
     for name, kill, count in (
         ("xadd", stack.valkey, _count_stream),
         ("insert", stack.postgres, _count_rows),
@@ -277,10 +282,6 @@ async def _count_rows(stack: Stack) -> int:
         await connection.close()
 
 
-async def make_api_key(database_url: str) -> str:
+async def make_api_key(database: DatabaseSettings) -> str:
     """A key that may do everything, with a limit no measurement reaches."""
-    raise NotImplementedError
-
-
-def report_folder(path: str | None) -> Path | None:
-    return Path(path) if path else None
+    return await add_key(database, KeyRequest("bench", SCOPES, DEFAULT_TENANT, REQUESTS_A_MINUTE))
