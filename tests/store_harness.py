@@ -36,7 +36,7 @@ from coffee_rt.store.pool import Pool, create_pool
 from coffee_rt.store.queries import PostgresOrderReader
 from coffee_rt.store.view_catalogue import PostgresViewCatalogue
 from coffee_rt.store.view_tables import Catalogue, LiveView, deltas_table_of, load_catalogue
-from tests.builders import NOW_MS
+from tests.builders import NOW_MS, an_order
 
 _sequence = count(1)
 
@@ -106,6 +106,12 @@ async def a_write_store(database_url: str | None, **settings: Any) -> AsyncItera
         )
     finally:
         await pool.close()
+
+
+def order_at(at_ms: int, **changes: Any) -> Order:
+    """An order whose id and acceptance are at a time, whatever ids were made before."""
+    order_id = IdMinter().mint(at_ms)
+    return an_order(order_id=order_id, accepted_at_us=at_ms * 1000, **changes)
 
 
 def an_entry(

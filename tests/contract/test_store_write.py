@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import msgspec
 import pytest
 from tests.builders import NOW_MS, a_view, an_order
-from tests.store_harness import WriteStore, a_write_store, an_entry
+from tests.store_harness import WriteStore, a_write_store, an_entry, order_at
 
 from coffee_rt.domain.wire import decode_record
 from coffee_rt.errors import Rejected
@@ -280,7 +280,7 @@ async def test_partitions_are_made_ahead_once(store: WriteStore) -> None:
 
 
 async def test_retention_detaches_in_one_call_and_drops_in_the_next(store: WriteStore) -> None:
-    old = an_order()
+    old = order_at(NOW_MS)
     await store.commit(an_entry(old))
     await store.keeper.ensure_partitions(NOW_MS + 5 * DAY_MS, 0)
     later = NOW_MS + 5 * DAY_MS
@@ -295,10 +295,10 @@ async def test_retention_detaches_in_one_call_and_drops_in_the_next(store: Write
 
 
 async def test_order_of_a_retired_day_is_bad_data_and_its_day_stays_away(store: WriteStore) -> None:
-    await store.commit(an_entry(an_order()))
+    await store.commit(an_entry(order_at(NOW_MS)))
     await store.keeper.apply_retention(NOW_MS + 5 * DAY_MS, 4)
     with pytest.raises(BadData):
-        await store.commit(an_entry(an_order()))
+        await store.commit(an_entry(order_at(NOW_MS)))
     assert await store.keeper.ensure_partitions(NOW_MS, 0) == []
 
 
