@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Annotated
 
@@ -140,8 +141,13 @@ def bench(context: typer.Context) -> None:
 
 def _add_process(name: str, help: str) -> None:  # noqa: A002
     def run_process() -> None:
-        module = import_module(f"coffee_rt.{name.replace('-', '_')}.main")
-        raise typer.Exit(module.run())
+        from coffee_rt.embedded.tables import settings_class
+        from coffee_rt.runtime.settings import load
+
+        run = import_module(f"coffee_rt.{name.replace('-', '_')}.main").run
+        # An entry takes its settings, or loads them itself.
+        arguments = [load(settings_class(name))] if signature(run).parameters else []
+        raise typer.Exit(run(*arguments))
 
     app.command(name, help=help, rich_help_panel=_PROCESSES)(run_process)
 
@@ -276,6 +282,8 @@ def main() -> None:
     """Entry of the command; errors a person can mend become a sentence."""
     try:
         app()
+    except SystemExit:
+        raise
     except _told_plainly() as error:
         sys.stdout.flush()
         typer.echo(f"coffee-rt: {error}", err=True)
