@@ -52,3 +52,8 @@ def check_ordered_at(ordered_at_us: int, now_us: int, ahead_s: int, age_s: int, 
         raise Rejected("time-ahead", f"is more than {ahead_s // 60} minutes in the future", place)
     if ordered_at_us < now_us - age_s * 1_000_000:
         raise Rejected("time-too-old", f"is more than {age_s // 86400} days ago", place)
+
+
+def format_instant(at_us: int) -> str:
+    """ISO 8601 in UTC with Z; microseconds only where there are any."""
+    return (_EPOCH + timedelta(microseconds=at_us)).isoformat().replace("+00:00", "Z")

@@ -1,0 +1,215 @@
+"""Knows when orders are stored and when they are visible in every view, from what others publish.
+
+Workers publish each commit (topic `stored`): its entries, its transaction id and the lanes it touched. An
+order is visible once each of those lanes has a floor above that transaction (topics `view:*`, `beacon`).
+Publications can be lost, so a waiter also asks the log now and then whether the entry is settled; what is
+never heard is never claimed (MECHANICS 21).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from enum import IntEnum
+
+import msgspec
+
+from coffee_rt.channels.contract import Channels
+from coffee_rt.channels.messages import (
+    Stored,
+    decode_beacon,
+    decode_stored,
+    decode_view_change,
+)
+from coffee_rt.errors import CoffeeRtError, Rejected
+from coffee_rt.order_api.metrics import ACK_WAITS
+from coffee_rt.runtime.breaker import backoff_seconds
+from coffee_rt.runtime.clock import Clock
+from coffee_rt.streams.contract import Position
+
+COMMITS_REMEMBERED_MAX = 20_000
+"""Entries whose commit is remembered: a request may ask after its commit was published."""
+ASK_SECONDS = 0.25
+"""How long a waiter listens before it asks the log, and between two questions."""
+_TOPICS = ("stored", "beacon", "view:*")
+
+
+class Ack(IntEnum):
+    """How far an order has come. Higher includes lower."""
+
+    LOGGED = 0
+    STORED = 1
+    VISIBLE = 2
+
+    @property
+    def label(self) -> str:
+        return self.name.lower()
+
+    @classmethod
+    def parse(cls, text: str) -> Ack:
+        for level in cls:
+            if level.label == text:
+                return level
+        raise Rejected("bad-ack", "must be logged, stored or visible", "ack", status=400)
+
+
+class Acks:
+    """One of a process. `run` must be running; `wait` may be called by any number of tasks."""
+
+    def __init__(
+        self,
+        channels: Channels,
+        is_settled: Callable[[Position], Awaitable[bool]],
+        clock: Clock,
+        *,
+        waits_max: int,
+    ) -> None:
+        self._channels = channels
+        self._is_settled = is_settled
+        self._clock = clock
+        self._waits_max = waits_max
+        self._waits = 0
+        self._commits: OrderedDict[bytes, Stored] = OrderedDict()
+        self._epochs: dict[str, str] = {}
+        self._floors: dict[tuple[str, int], int] = {}
+        self._for_commit: dict[bytes, set[asyncio.Future[None]]] = {}
+        self._for_floor: set[asyncio.Future[None]] = set()
+
+    async def run(self) -> None:
+        """Listen until cancelled."""
+        attempt = 0
+        while True:
+            try:
+                async with self._channels.subscribe(*_TOPICS) as subscription:
+                    attempt = 0
+                    async for message in subscription:
+                        if message is not None:
+                            self.hear(*message)
+            except CoffeeRtError:
+                await self._clock.sleep(backoff_seconds(attempt))
+                attempt += 1
+
+    def hear(self, topic: str, body: bytes) -> None:
+        """Take one publication. One that can't be read is another release's: it is passed over."""
+        try:
+            if topic == "stored":
+                commit = decode_stored(body)
+                for entry in commit.entries:
+                    self._commits[entry.batch_id] = commit
+                    _wake(self._for_commit.pop(entry.batch_id, set()))
+                while len(self._commits) > COMMITS_REMEMBERED_MAX:
+                    self._commits.popitem(last=False)
+            elif topic == "beacon":
+                beacon = decode_beacon(body)
+                for view, lanes in beacon.lanes.items():
+                    for lane, state in enumerate(lanes):
+                        self._raise_floor(view, beacon.epochs.get(view, ""), lane, state.floor)
+            else:
+                change = decode_view_change(body)
+                self._raise_floor(change.view, change.epoch, change.lane, change.floor)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return
+        if topic != "stored":
+            _wake(self._for_floor)
+
+    async def wait(self, positions: set[Position], wanted: Ack, wait_seconds: float) -> Ack:
+        """The level all positions have reached: `wanted` as soon as they have it, else what is known when
+        the wait is over. Too many waiters: the level known now."""
+        waiting = list(positions)
+        reached = self._reached(waiting)
+        if wanted <= reached or self._waits >= self._waits_max:
+            return min(reached, wanted)
+        self._waits += 1
+        ACK_WAITS.set(self._waits)
+        try:
+            return await self._wait(waiting, wanted, wait_seconds)
+        finally:
+            self._waits -= 1
+            ACK_WAITS.set(self._waits)
+
+    async def _wait(self, positions: list[Position], wanted: Ack, wait_seconds: float) -> Ack:
+        deadline = self._clock.monotonic() + wait_seconds
+        ask_at = self._clock.monotonic() + ASK_SECONDS
+        settled: set[Position] = set()
+        while True:
+            reached = self._reached(positions, settled)
+            now = self._clock.monotonic()
+            if reached >= wanted or now >= deadline:
+                return min(reached, wanted)
+            if now >= ask_at:
+                await self._ask(positions, settled)
+                ask_at = self._clock.monotonic() + ASK_SECONDS
+                continue
+            await self._heard(positions, settled, min(deadline, ask_at) - now)
+
+    async def _heard(
+        self, positions: list[Position], settled: set[Position], seconds: float
+    ) -> None:
+        """Until a publication that may matter, at most so long. A waiter is woken by the commit of its
+        entry, or by floors once its entries are committed: not by everything."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        group = self._for_floor
+        for position in positions:
+            if position.batch_id not in self._commits and position not in settled:
+                group = self._for_commit.setdefault(position.batch_id, set())
+                break
+        group.add(waiter)
+        try:
+            async with asyncio.timeout(seconds):
+                await waiter
+        except TimeoutError:
+            pass
+        finally:
+            group.discard(waiter)
+            if not group and group is not self._for_floor:
+                self._for_commit.pop(position.batch_id, None)
+
+    async def _ask(self, positions: list[Position], settled: set[Position]) -> None:
+        for position in positions:
+            if position in settled or position.batch_id in self._commits:
+                continue
+            try:
+                if await self._is_settled(position):
+                    settled.add(position)
+            except CoffeeRtError:
+                return  # The log is away: nothing more is known, the waiter goes on listening.
+
+    def _reached(self, positions: list[Position], settled: set[Position] | None = None) -> Ack:
+        level = Ack.VISIBLE
+        for position in positions:
+            commit = self._commits.get(position.batch_id)
+            if commit is None:
+                if not settled or position not in settled:
+                    return Ack.LOGGED
+                level = Ack.STORED
+            elif level is Ack.VISIBLE and not self._is_visible(commit):
+                level = Ack.STORED
+        return level
+
+    def _is_visible(self, commit: Stored) -> bool:
+        return all(
+            self._floors.get((view, lane), 0) > commit.xid
+            for view, lanes in commit.lanes.items()
+            for lane in lanes
+        )
+
+    def is_dead(self, order_id: bytes, position: Position) -> bool:
+        """Whether the order is known to have become a dead letter."""
+        commit = self._commits.get(position.batch_id)
+        return commit is not None and order_id in commit.dead
+
+    def _raise_floor(self, view: str, epoch: str, lane: int, floor: int) -> None:
+        if self._epochs.get(view) != epoch:
+            # Another epoch may count its transactions anew (a restored or promoted PostgreSQL).
+            self._epochs[view] = epoch
+            self._floors = {key: value for key, value in self._floors.items() if key[0] != view}
+        key = (view, lane)
+        self._floors[key] = max(self._floors.get(key, 0), floor)
+
+
+def _wake(waiters: set[asyncio.Future[None]]) -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(None)
+    waiters.clear()

@@ -1,0 +1,98 @@
+"""What order_api keeps up to date beside the requests: the state of the log, the API keys, the rate counts.
+
+Requests only read what is kept here; none of them waits for a server's answer to a question about itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+
+from coffee_rt.domain.keys import KeyRing, KnownKey
+from coffee_rt.errors import CoffeeRtError, Retryable
+from coffee_rt.order_api.metrics import KEYS_AGE_SECONDS
+from coffee_rt.order_api.rate import RateLimiter
+from coffee_rt.runtime.clock import Clock
+from coffee_rt.runtime.health import Health
+from coffee_rt.streams.admission import Admission
+from coffee_rt.streams.contract import OrderProducer
+
+WORKERS_GROUP = "workers"
+WATCH_SECONDS = 1.0
+FAILURES_UNTIL_NOT_READY = 3
+"""One lost answer is no outage; three seconds of them are."""
+
+
+class IntakeWatch:
+    """Looks at the log once a second: renews the admission, and says whether the process is ready. It is
+    while PostgreSQL is away (a backlog is no fault of this process); not while the log is."""
+
+    def __init__(
+        self,
+        admission: Admission,
+        producer: OrderProducer,
+        health: Health,
+        clock_offset_seconds_max: float,
+    ) -> None:
+        self._admission = admission
+        self._producer = producer
+        self._health = health
+        self._clock_offset_max = clock_offset_seconds_max
+        self._failures = 0
+        health.set("log", False, "not asked yet")
+
+    async def run(self, clock: Clock) -> None:
+        while True:
+            await self.refresh()
+            await clock.sleep(WATCH_SECONDS)
+
+    async def refresh(self) -> None:
+        try:
+            await self._admission.refresh()
+        except Retryable as error:
+            self._failures += 1
+            if self._failures >= FAILURES_UNTIL_NOT_READY:
+                # Nothing is known of the log now: appends to it fail on their own, and say so.
+                self._admission.refusal = None
+                self._health.set("log", False, str(error))
+            return
+        self._failures = 0
+        self._health.set("log", True)
+        offset = self._producer.clock_offset_seconds
+        is_near = abs(offset) <= self._clock_offset_max
+        self._health.set("clock", is_near, f"{offset:+.3f} s from Redis's clock")
+
+
+class KeyRefresher:
+    """Loads the API keys again and again. PostgreSQL may be away: then the ring grows older, no more."""
+
+    def __init__(
+        self,
+        ring: KeyRing,
+        load: Callable[[], Awaitable[Iterable[KnownKey]]],
+        clock: Clock,
+        seconds: float,
+    ) -> None:
+        self._ring = ring
+        self._load = load
+        self._clock = clock
+        self._seconds = seconds
+
+    async def refresh(self) -> None:
+        try:
+            keys = await self._load()
+        except CoffeeRtError:
+            pass
+        else:
+            self._ring.load(keys, self._clock.monotonic())
+        KEYS_AGE_SECONDS.set(self._ring.age_seconds(self._clock.monotonic()))
+
+    async def run(self) -> None:
+        while True:
+            await self.refresh()
+            await self._clock.sleep(self._seconds)
+
+
+async def settle_rates(rate: RateLimiter, clock: Clock, seconds: float) -> None:
+    while True:
+        await clock.sleep(seconds)
+        await rate.settle()

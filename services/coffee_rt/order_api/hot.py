@@ -1,0 +1,114 @@
+"""The hot routes, in front of the web framework: found by (method, path), answered without it.
+
+Whatever a route raises of the families of failure becomes a problem answer here (or the older shape, on
+compatibility routes); anything else is a bug and is left to crash the request, loudly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from coffee_rt.domain.problems import Problem, problem_of
+from coffee_rt.errors import CoffeeRtError
+from coffee_rt.order_api.gate import Gate, RateLimited, Visit
+from coffee_rt.order_api.http_exchange import (
+    Answer,
+    ClientGone,
+    Receive,
+    Request,
+    Scope,
+    Send,
+    problem_answer,
+    read_head,
+)
+from coffee_rt.order_api.metrics import Tally
+
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+Head = dict[bytes, bytes]
+
+
+class Exchange(NamedTuple):
+    """What a route gets: the request let in by the gate, and those of its headers that matter."""
+
+    request: Request
+    head: Head
+    visit: Visit
+
+
+@dataclass(frozen=True, slots=True)
+class HotRoute:
+    """`name` labels metrics; `refuse` makes the answer of a problem."""
+
+    name: str
+    handle: Callable[[Exchange], Awaitable[Answer]]
+    refuse: Callable[[Problem, CoffeeRtError], Answer] = lambda problem, _error: problem_answer(
+        problem
+    )
+
+
+class HotApp:
+    """The process's ASGI application: hot routes, and `app` for everything else."""
+
+    def __init__(self, app: App, gate: Gate, routes: dict[str, HotRoute], tally: Tally) -> None:
+        self._app = app
+        self._gate = gate
+        self.routes = routes
+        self._tally = tally
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        route = self.routes.get(scope["path"])
+        if route is None:
+            await self._app(scope, receive, send)
+        elif scope["method"] == "POST":
+            request = Request(
+                scope["headers"], scope["query_string"], scope.get("client"), receive=receive
+            )
+            answer = await self.respond(route, request)
+            if answer is not None:
+                await answer.send(send)
+        else:
+            answer = problem_answer(Problem(405, "method-not-allowed", "Only POST is taken here."))
+            answer.headers.append((b"allow", b"POST"))
+            await answer.send(send)
+
+    async def respond(self, route: HotRoute, request: Request) -> Answer | None:
+        """The answer of a hot route; None when the client has gone."""
+        tally = self._tally
+        started = tally.start()
+        quota = None
+        try:
+            head = read_head(request.headers)
+            visit = self._gate.enter(head, request)
+            quota = visit.quota
+            answer = await route.handle(Exchange(request, head, visit))
+        except CoffeeRtError as error:
+            if isinstance(error, RateLimited):
+                quota = error.quota
+            answer = route.refuse(problem_of(error), error)
+        except ClientGone:
+            return None
+        if quota is not None:
+            headers = quota.headers()
+            if quota.is_exceeded:
+                # The quota's own Retry-After is the exact one.
+                answer.headers = [pair for pair in answer.headers if pair[0] != b"retry-after"]
+            answer.headers += headers
+        tally.answered(route.name, answer.status, started)
+        return answer
+
+
+async def flush_tally(tally: Tally, sleep: Callable[[float], Awaitable[Any]]) -> None:
+    """Hand the counts over once a second, and when cancelled."""
+    try:
+        while True:
+            await sleep(1.0)
+            tally.flush()
+    except asyncio.CancelledError:
+        tally.flush()
+        raise

@@ -1,0 +1,78 @@
+"""Metrics of order_api. Requests are counted in plain numbers and handed over once a second (`Tally`):
+a Prometheus counter costs more than reading an order does.
+"""
+
+from __future__ import annotations
+
+from collections import Counter as CountOf
+from time import monotonic
+
+from coffee_rt.runtime.metrics import counter, gauge, histogram
+
+REQUESTS = counter(
+    "coffee_rt_order_api_requests_total",
+    "Answers by route and status. Many 5xx: look at Redis; many 429: a client or a limit is off.",
+    ("route", "status"),
+)
+ORDERS = counter(
+    "coffee_rt_order_api_orders_total",
+    "Records by outcome: new, duplicate (a retry met its key), conflict, rejected, failed (unknown or away).",
+    ("outcome",),
+)
+REQUEST_SECONDS = histogram(
+    "coffee_rt_order_api_request_seconds",
+    "Time to answer, of one request in 16. Above 50 ms: Redis's disk, or this process is out of CPU.",
+    ("route",),
+)
+REFUSALS = counter(
+    "coffee_rt_order_api_refusals_total",
+    "Requests refused before the log could be harmed, by reason. Rising: see backlog and Redis memory.",
+    ("reason",),
+)
+ACK_WAITS = gauge(
+    "coffee_rt_order_api_ack_waits",
+    "Requests waiting for stored or visible. Near the maximum: workers or aggregators are behind.",
+)
+KEYS_AGE_SECONDS = gauge(
+    "coffee_rt_order_api_keys_age_seconds",
+    "Time since API keys were read from PostgreSQL. Rising: PostgreSQL is away; at the maximum, 503.",
+)
+RATE_UNSETTLED = counter(
+    "coffee_rt_order_api_rate_unsettled_total",
+    "Times the shared rate limit could not be settled in Redis; each pod then limits on its own.",
+)
+
+SAMPLE_EVERY = 16
+
+
+class Tally:
+    """Counts of one process until `flush`. One thread only."""
+
+    __slots__ = ("_answers", "_orders", "_seen")
+
+    def __init__(self) -> None:
+        self._answers: dict[tuple[str, int], int] = {}
+        self._orders: CountOf[str] = CountOf()
+        self._seen = 0
+
+    def start(self) -> float:
+        """The time, for one request in SAMPLE_EVERY; 0 for the others."""
+        self._seen += 1
+        return monotonic() if self._seen % SAMPLE_EVERY == 0 else 0.0
+
+    def answered(self, route: str, status: int, started: float) -> None:
+        key = (route, status)
+        self._answers[key] = self._answers.get(key, 0) + 1
+        if started:
+            REQUEST_SECONDS.labels(route).observe(monotonic() - started)
+
+    def took(self, outcome: str, count: int = 1) -> None:
+        self._orders[outcome] += count
+
+    def flush(self) -> None:
+        answers, self._answers = self._answers, {}
+        taken, self._orders = self._orders, CountOf()
+        for (route, status), count in answers.items():
+            REQUESTS.labels(route, str(status)).inc(count)
+        for outcome, count in taken.items():
+            ORDERS.labels(outcome).inc(count)

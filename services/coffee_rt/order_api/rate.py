@@ -1,0 +1,111 @@
+"""Requests a minute, of a key or an address, shared by all pods.
+
+Counted here at once and added up in Redis a few times a second, so a request costs a dictionary look-up.
+Windows are whole minutes. A limit can be exceeded by what the other pods take between two settlements;
+while Redis is away each pod limits on its own.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from coffee_rt.order_api.metrics import RATE_UNSETTLED
+from coffee_rt.runtime.clock import Clock
+
+WINDOW_SECONDS = 60
+SUBJECTS_MAX = 100_000
+"""Keys and addresses counted in a window; above it new ones are limited together, as one subject."""
+_OVERFLOW = "everyone-else"
+
+
+class RateStorage(Protocol):
+    """What is used of the library `limits` (its asynchronous storages have it)."""
+
+    async def incr(self, key: str, expiry: int, amount: int = 1) -> int: ...
+
+
+class StorageAway(Exception):
+    """The storage did not take an increment."""
+
+
+class Quota(NamedTuple):
+    """Where a subject stands after a request."""
+
+    limit: int
+    remaining: int
+    reset_seconds: int
+    is_exceeded: bool
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """The draft's names and the older ones most clients know."""
+        limit, reset = b"%d" % self.limit, b"%d" % self.reset_seconds
+        remaining = b"%d" % self.remaining
+        headers = [
+            (b"ratelimit-limit", limit),
+            (b"ratelimit-remaining", remaining),
+            (b"ratelimit-reset", reset),
+            (b"x-ratelimit-limit", limit),
+            (b"x-ratelimit-remaining", remaining),
+            (b"x-ratelimit-reset", reset),
+        ]
+        if self.is_exceeded:
+            headers.append((b"retry-after", reset))
+        return headers
+
+
+class _Count:
+    """One subject in one window: what all pods had taken when last settled, and what came here since."""
+
+    __slots__ = ("pending", "settled", "window")
+
+    def __init__(self, window: int) -> None:
+        self.window = window
+        self.settled = 0
+        self.pending = 0
+
+
+class RateLimiter:
+    """One of a process, one event loop only; `settle` is called a few times a second."""
+
+    def __init__(self, storage: RateStorage, clock: Clock, namespace: str) -> None:
+        self._storage = storage
+        self._clock = clock
+        self._prefix = f"{namespace}:rate"
+        self._counts: dict[str, _Count] = {}
+
+    def take(self, subject: str, limit: int) -> Quota:
+        """Count a request, unless the limit is reached; where the subject stands then."""
+        now = self._clock.now()
+        window = int(now // WINDOW_SECONDS)
+        count = self._counts.get(subject)
+        if count is None or count.window != window:
+            if count is None and len(self._counts) >= SUBJECTS_MAX:
+                subject = _OVERFLOW
+            count = self._counts[subject] = _Count(window)
+        used = count.settled + count.pending
+        is_exceeded = used >= limit
+        if not is_exceeded:
+            count.pending += 1
+            used += 1
+        reset_seconds = WINDOW_SECONDS - int(now) % WINDOW_SECONDS
+        return Quota(limit, max(0, limit - used), reset_seconds, is_exceeded)
+
+    async def settle(self) -> None:
+        """Add what came here to what the pods share, and forget windows that are over."""
+        window = int(self._clock.now() // WINDOW_SECONDS)
+        for subject, count in list(self._counts.items()):
+            if count.window != window:
+                if self._counts.get(subject) is count:
+                    del self._counts[subject]
+                continue
+            if count.pending:
+                amount = count.pending
+                try:
+                    total = await self._storage.incr(
+                        f"{self._prefix}:{subject}:{window}", 2 * WINDOW_SECONDS, amount
+                    )
+                except StorageAway:
+                    RATE_UNSETTLED.inc()
+                    return
+                count.pending -= amount
+                count.settled = total

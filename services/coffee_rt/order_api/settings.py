@@ -1,0 +1,114 @@
+"""Settings of order_api: COFFEE_RT_ORDER_API_<FIELD>, beside those every process has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from coffee_rt.runtime.settings import (
+    DatabaseSettings,
+    ProcessSettings,
+    RedisSettings,
+    SettingsError,
+    own,
+)
+
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+class OrderApiSettings(ProcessSettings):
+    """Everything order_api can be told."""
+
+    process: ClassVar[str] = "order_api"
+
+    redis: RedisSettings = RedisSettings()
+    database: DatabaseSettings = DatabaseSettings(pool_size_min=0, pool_size_max=2)
+
+    order_bytes_max: int = own(
+        65_536, ge=1024, help="Bytes of a single order's body, decompressed; larger ones get 413."
+    )
+    batch_bytes_max: int = own(
+        33_554_432, ge=1024, help="Bytes of a batch's body, decompressed; larger ones get 413."
+    )
+    batch_records_max: int = own(
+        20_000, ge=1, le=1_000_000, help="Records of a batch; more get 413 and nothing is taken."
+    )
+    batch_slice_records_max: int = own(
+        1000,
+        ge=1,
+        le=10_000,
+        help="Records of a batch handled in one go; larger ones keep other requests waiting longer.",
+    )
+    body_seconds_max: float = own(
+        30.0, gt=0, help="Seconds a client may take to send a body; slower ones get 408."
+    )
+    header_bytes_max: int = own(
+        32_768, ge=1024, help="Bytes of a request's head; longer ones get 431."
+    )
+    header_seconds_max: float = own(
+        10.0, gt=0, help="Seconds a client may take to send a request's head; slower ones get 408."
+    )
+    ack_wait_seconds_default: float = own(
+        5.0, ge=0, help="How long ack=stored or visible waits when wait_ms is not given."
+    )
+    ack_wait_seconds_max: float = own(
+        30.0, ge=0, help="The longest wait_ms a client may ask for; longer ones are cut to it."
+    )
+    ack_waits_max: int = own(
+        10_000,
+        ge=1,
+        help="Requests waiting for stored or visible; above it they get logged at once.",
+    )
+    catalogue_file: Path | None = own(
+        None, help="YAML with lists `stores` and/or `drinks`; only those are taken. None: any text."
+    )
+    requests_per_minute: int = own(
+        60_000, ge=0, help="Requests a minute of an API key that has no limit of its own; 0: none."
+    )
+    anonymous_per_minute: int = own(
+        100, ge=0, help="Requests a minute of an address without a valid API key; 0: no limit."
+    )
+    rate_settle_seconds: float = own(
+        0.25,
+        gt=0,
+        help="How often requests counted here are added up with the other pods in Redis. A limit can be "
+        "exceeded by what the pods take within it.",
+    )
+    trusted_proxies: tuple[str, ...] = own(
+        (), help="Networks whose X-Forwarded-For is believed, with commas: 10.0.0.0/8,127.0.0.1."
+    )
+    keys_refresh_seconds: float = own(
+        5.0,
+        gt=0,
+        help="How often API keys are read from PostgreSQL: a revoked key lives this long.",
+    )
+    keys_age_seconds_max: float = own(
+        86_400.0, gt=0, help="Age at which API keys read before an outage stop being used (503)."
+    )
+    clock_offset_seconds_max: float = own(
+        5.0, gt=0, help="Difference from Redis's clock above which this process is not ready."
+    )
+    memory_ratio_slow: float = own(
+        0.80, gt=0, le=1, help="Part of Redis's maxmemory above which new orders get 429."
+    )
+    memory_ratio_max: float = own(
+        0.90, gt=0, le=1, help="Part of Redis's maxmemory above which new orders get 503."
+    )
+    backlog_bytes_max: int = own(
+        0,
+        ge=0,
+        help="Bytes of the log above which new orders get 503, without maxmemory; 0: no limit.",
+    )
+    undelivered_records_max: int = own(
+        20_000_000, ge=1, help="Orders no worker was handed yet above which new ones get 429."
+    )
+    backlog_hours_max: float = own(
+        12.0, gt=0, help="Age of the oldest unstored order above which new ones get 503."
+    )
+
+    def model_post_init(self, context: Any, /) -> None:
+        super().model_post_init(context)
+        if self.auth == "off" and self.http_host not in LOOPBACK:
+            raise SettingsError(
+                "COFFEE_RT_AUTH=off is allowed only where COFFEE_RT_HTTP_HOST is a loopback address"
+            )

@@ -1,0 +1,213 @@
+"""Puts order_api together: the only place where its logic meets Redis, PostgreSQL and the HTTP server."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from limits.aio.storage import RedisStorage
+from limits.errors import StorageError
+
+from coffee_rt.channels.redis import RedisChannels
+from coffee_rt.domain.intake import Catalogue, Intake
+from coffee_rt.domain.keys import KeyRing
+from coffee_rt.errors import NotExecuted, Retryable
+from coffee_rt.order_api.acks import Acks
+from coffee_rt.order_api.app import build_app
+from coffee_rt.order_api.background import (
+    WORKERS_GROUP,
+    IntakeWatch,
+    KeyRefresher,
+    settle_rates,
+)
+from coffee_rt.order_api.batch import BatchPlacer
+from coffee_rt.order_api.compat import CompatRoutes
+from coffee_rt.order_api.gate import Gate
+from coffee_rt.order_api.hot import HotApp, HotRoute, flush_tally
+from coffee_rt.order_api.metrics import Tally
+from coffee_rt.order_api.placing import OrderPlacer
+from coffee_rt.order_api.rate import RateLimiter, StorageAway
+from coffee_rt.order_api.routes import BATCH_PATH, ORDERS_PATH, OrderRoutes
+from coffee_rt.order_api.settings import OrderApiSettings
+from coffee_rt.runtime.breaker import CircuitBreaker
+from coffee_rt.runtime.lifecycle import Lifecycle
+from coffee_rt.runtime.settings import SettingsError
+from coffee_rt.store.keys import PostgresApiKeys
+from coffee_rt.store.pool import create_pool
+from coffee_rt.streams.admission import Admission, AdmissionLimits
+from coffee_rt.streams.contract import LogKeeper, OrderProducer, Position
+from coffee_rt.streams.producer import GroupProducer
+from coffee_rt.streams.redis_log import RedisLog
+
+FRESH_REFRESHES = 3
+"""Missed refreshes of the API keys after which an unknown key may simply be new."""
+
+
+class SharedCounts:
+    """The library's Redis storage as rate.RateStorage."""
+
+    def __init__(self, redis_url: str, namespace: str) -> None:
+        uri = redis_url.replace("unix://", "redis+unix://", 1)
+        self._storage = RedisStorage(
+            f"async+{uri}",
+            wrap_exceptions=True,
+            implementation="redispy",
+            key_prefix=namespace,
+        )
+
+    async def incr(self, key: str, expiry: int, amount: int = 1) -> int:
+        try:
+            return int(await self._storage.incr(key, expiry, amount))
+        except StorageError as error:
+            raise StorageAway from error
+
+    async def close(self) -> None:
+        bridge: Any = self._storage.bridge
+        await bridge.storage.aclose()
+
+
+@dataclass(frozen=True, slots=True)
+class OrderApi:
+    """The assembled process; `app` is what the HTTP server runs."""
+
+    app: HotApp
+    producer: OrderProducer
+    keeper: LogKeeper
+
+
+def load_catalogue(settings: OrderApiSettings) -> Catalogue:
+    """The closed lists of stores and drinks, if there are any. Raises SettingsError."""
+    path = settings.catalogue_file
+    if path is None:
+        return Catalogue()
+    name = "COFFEE_RT_ORDER_API_CATALOGUE_FILE"
+    try:
+        document: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(f"{name}: can't read {path}: {error}") from None
+    if not isinstance(document, dict) or not set(document) <= {"stores", "drinks"}:
+        raise SettingsError(f"{name}: {path} must hold the lists `stores` and `drinks`, no more")
+    for listed in document.values():
+        if not isinstance(listed, list) or not all(isinstance(text, str) for text in listed):
+            raise SettingsError(f"{name}: {path} must hold lists of texts")
+    return Catalogue(document.get("stores"), document.get("drinks"))
+
+
+def admission_limits(settings: OrderApiSettings) -> AdmissionLimits:
+    return AdmissionLimits(
+        memory_ratio_slow=settings.memory_ratio_slow,
+        memory_ratio_max=settings.memory_ratio_max,
+        backlog_bytes_max=settings.backlog_bytes_max,
+        undelivered_records_max=settings.undelivered_records_max,
+        oldest_seconds_max=settings.backlog_hours_max * 3600,
+    )
+
+
+@asynccontextmanager
+async def open_order_api(
+    settings: OrderApiSettings, lifecycle: Lifecycle
+) -> AsyncIterator[OrderApi]:
+    """The process while the context is open. Redis may be away: the process is then not ready."""
+    clock = lifecycle.clock
+    breaker = CircuitBreaker(
+        "log",
+        failures=settings.breaker_failures,
+        open_seconds=settings.breaker_open_seconds,
+        clock=clock,
+    )
+    log = RedisLog(settings.redis, settings.namespace, settings.shards, clock, breaker)
+    producer, keeper = log.producer(), log.keeper()
+    channels = RedisChannels(settings.redis.url, namespace=settings.namespace)
+    counts = SharedCounts(settings.redis.url, settings.namespace)
+
+    async def is_settled(position: Position) -> bool:
+        return await keeper.is_settled(WORKERS_GROUP, position)
+
+    try:
+        await _greet_log(producer, lifecycle)
+        acks = Acks(channels, is_settled, clock, waits_max=settings.ack_waits_max)
+        admission = Admission(keeper, WORKERS_GROUP, clock, admission_limits(settings))
+        watch = IntakeWatch(
+            admission, producer, lifecycle.health, settings.clock_offset_seconds_max
+        )
+        rate = RateLimiter(counts, clock, "rate")
+        async with _open_keys(settings, lifecycle) as ring:
+            gate = Gate(
+                ring,
+                rate,
+                admission,
+                clock,
+                requests_per_minute=settings.requests_per_minute,
+                anonymous_per_minute=settings.anonymous_per_minute,
+                trusted_proxies=settings.trusted_proxies,
+            )
+            app = assemble(settings, lifecycle, producer, acks, gate)
+            lifecycle.spawn(producer.join(), "flushes")
+            lifecycle.spawn(watch.run(clock), "intake-watch")
+            lifecycle.spawn(acks.run(), "acks")
+            lifecycle.spawn(settle_rates(rate, clock, settings.rate_settle_seconds), "rates")
+            yield OrderApi(app, producer, keeper)
+    finally:
+        await producer.close()
+        await keeper.close()
+        await channels.close()
+        await counts.close()
+
+
+def assemble(
+    settings: OrderApiSettings,
+    lifecycle: Lifecycle,
+    producer: OrderProducer,
+    acks: Acks,
+    gate: Gate,
+) -> HotApp:
+    """The ASGI application on these parts."""
+    tally = Tally()
+    lifecycle.spawn(flush_tally(tally, lifecycle.clock.sleep), "tally")
+    catalogue = load_catalogue(settings)
+    placer = OrderPlacer(producer, Intake(settings.currency_decimals, catalogue))
+    batches = BatchPlacer(placer, slice_records_max=settings.batch_slice_records_max)
+    orders = OrderRoutes(settings, placer, batches, acks, tally)
+    lenient = Intake(settings.currency_decimals, catalogue, is_utc_assumed=True)
+    routes = CompatRoutes(settings, placer, lenient, acks, tally).routes()
+    routes[ORDERS_PATH] = HotRoute("order", orders.post_order)
+    routes[BATCH_PATH] = HotRoute("batch", orders.post_batch)
+    return HotApp(build_app(lifecycle.health), gate, routes, tally)
+
+
+async def _greet_log(producer: GroupProducer, lifecycle: Lifecycle) -> None:
+    """Connect and learn the clock; an absent Redis is no reason not to start. Another installation is:
+    the Rejected passes through."""
+    try:
+        await producer.start()
+    except (NotExecuted, Retryable) as error:
+        lifecycle.log.warning("the log is away", reason=str(error))
+
+
+@asynccontextmanager
+async def _open_keys(
+    settings: OrderApiSettings, lifecycle: Lifecycle
+) -> AsyncIterator[KeyRing | None]:
+    if settings.auth == "off":
+        yield None
+        return
+    ring = KeyRing(
+        age_seconds_max=settings.keys_age_seconds_max,
+        fresh_seconds=settings.keys_refresh_seconds * FRESH_REFRESHES,
+    )
+    pool = await create_pool(settings.database, application_name="coffee-rt order_api")
+    try:
+        refresher = KeyRefresher(
+            ring,
+            PostgresApiKeys(pool).api_keys,
+            lifecycle.clock,
+            settings.keys_refresh_seconds,
+        )
+        await refresher.refresh()
+        lifecycle.spawn(refresher.run(), "keys")
+        yield ring
+    finally:
+        await pool.close()
