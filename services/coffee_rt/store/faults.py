@@ -51,8 +51,13 @@ def _map_postgres(error: asyncpg.PostgresError) -> BaseException:
         _IDLE_IN_TRANSACTION,
         _TRANSACTION_TIMEOUT,
     ):
-        return Retryable(f"PostgreSQL {state}: {error}")
+        return Retryable(f"PostgreSQL {state}: {error}{_hint(error)}")
     return error
+
+
+def _hint(error: asyncpg.PostgresError) -> str:
+    is_pooler = "startup parameter" in str(error)
+    return " (behind a pooler set COFFEE_RT_DATABASE_STATEMENT_CACHE_SIZE=0)" if is_pooler else ""
 
 
 def _is_lost_connection(error: asyncpg.InterfaceError) -> bool:

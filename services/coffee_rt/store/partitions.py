@@ -108,8 +108,7 @@ async def ensure_days_of(pool: Pool, order_ids: Sequence[bytes]) -> list[str]:
     attached = {state.start_ms for state in await list_partitions(pool)}
     missing = [day for day in days if day not in attached]
     # The database's clock: one for all workers.
-    now_ms = await pool.fetchval("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::int8")
-    check_missing_days(missing, now_ms, await retired_to_ms(pool))
+    check_missing_days(missing, await _database_ms(pool), await retired_to_ms(pool))
     return await _ensure_days(pool, missing)
 
 
@@ -123,6 +122,10 @@ async def retired_to_ms(pool: Pool) -> int:
     """Orders whose ids are older than this (Unix ms) were retired; 0: none ever were."""
     value = await pool.fetchval("SELECT value FROM install WHERE name = $1", _RETIRED_TO)
     return int(value or 0)
+
+
+async def _database_ms(pool: Pool) -> int:
+    return int(await pool.fetchval("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::int8"))
 
 
 async def _ensure_days(pool: Pool, days: Sequence[int]) -> list[str]:
@@ -159,6 +162,8 @@ async def apply_retention(pool: Pool, now_ms: int, keep_days: int) -> list[str]:
     """See StoreKeeper. One process at a time; the others do nothing."""
     if keep_days < KEEP_DAYS_MIN:
         raise Rejected("keep-days", f"must be at least {KEEP_DAYS_MIN}", "/keep_days")
+    # The earlier of two clocks: one that is days ahead must not retire what is still written.
+    now_ms = min(now_ms, await _database_ms(pool))
     before_ms = day_of(now_ms) - keep_days * DAY_MS
     async with pool.transaction() as guard:
         if not await guard.fetchval("SELECT pg_try_advisory_xact_lock($1)", RETENTION_LOCK):
