@@ -26,6 +26,8 @@ _PRELOADED = (
     "fastapi",
     "picows",
     "redis.asyncio",
+    "yaml",
+    "msgspec.yaml",
     "uvicorn.lifespan.on",
     "uvicorn.protocols.http.httptools_impl",
     "coffee_rt.runtime.lifecycle",
