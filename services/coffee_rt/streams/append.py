@@ -73,6 +73,8 @@ class RedisTarget:
         state = self._shards[shard]
         if state.link is not None and not state.link.is_closed:
             return True
+        if self._breaker is not None and self._breaker.retry_after_seconds > 0:
+            return False
         return self._clock.monotonic() >= state.retry_at
 
     async def execute(self, flush: Flush) -> FlushReply:
