@@ -110,7 +110,7 @@ async def test_a_new_view_waits_for_commits_under_way_and_misses_none(database_u
             making = asyncio.create_task(catalogue.ensure_views([a_view("sales", **LASTING)]))
             # The change has begun to wait once its lock request is seen.
             async with asyncio.timeout(10):
-                while not (making.done() or await _has_waiting_change(pool)):
+                while not (making.done() or await _has_waiting_change(pool)):  # noqa: ASYNC110
                     await asyncio.sleep(0.005)
             assert not making.done()
         await making

@@ -51,12 +51,12 @@ class PostgresViewRepairer:
     async def plan_chunks(self, view: str, start: int | None, end: int | None) -> list[Chunk]:
         definition = await self._definition(view)
         bucket = definition.bucket.seconds
-        size = _round_up(self._chunk_seconds, bucket)
-        first = _round_up(max(start or 0, await self.recomputable_from(view)), bucket)
+        size = round_up(self._chunk_seconds, bucket)
+        first = round_up(max(start or 0, await self.recomputable_from(view)), bucket)
         chunks = []
         for row in await self._pool.fetch(chunks_sql(view, size)):
             stop = row["start"] + size if end is None else min(row["start"] + size, end)
-            chunk = Chunk(view, max(row["start"], first), _round_up(stop, bucket))
+            chunk = Chunk(view, max(row["start"], first), round_up(stop, bucket))
             if chunk.start < chunk.end:
                 chunks.append(chunk)
         return chunks
@@ -115,7 +115,8 @@ class PostgresViewRepairer:
         return decode_definition(source)
 
 
-def _round_up(value: int, unit: int) -> int:
+def round_up(value: int, unit: int) -> int:
+    """The least multiple of `unit` that is not below `value`."""
     return -(-value // unit) * unit
 
 
