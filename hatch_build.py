@@ -75,7 +75,7 @@ def run_npm(*arguments: str) -> None:
     # Not bin/npm: wheels can't hold the link that it is, so it looks for its library in a wrong place.
     npm = home / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
     environ = os.environ | {"PATH": f"{home / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"}
-    command = [home / "bin" / "node", npm, *arguments]
+    command = [str(home / "bin" / "node"), str(npm), *arguments]
     if subprocess.run(command, cwd=WEB, env=environ, check=False).returncode != 0:
         sys.exit(f"npm {' '.join(arguments)} failed in {WEB}: see above.")
 
