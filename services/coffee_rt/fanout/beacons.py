@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Protocol
 
 from coffee_rt.channels.messages import Beacon
 from coffee_rt.store.contract import LaneVersion
 
 SILENCE_SECONDS = 3.0
 """The beacon comes every second; after so long without one, PostgreSQL is asked instead."""
-
-
-class LaneVersions(Protocol):
-    """Where lane versions are polled from (store.contract.ViewFolder has it)."""
-
-    async def lane_versions(self) -> tuple[dict[str, str], list[LaneVersion]]:
-        """(view -> epoch, all lanes)."""
 
 
 Heard = dict[str, tuple[str, list[tuple[int, int]]]]

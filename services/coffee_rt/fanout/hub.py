@@ -27,11 +27,16 @@ from coffee_rt.fanout import metrics
 from coffee_rt.fanout.beacons import (
     SILENCE_SECONDS,
     Heard,
-    LaneVersions,
     heard_in_beacon,
     heard_in_poll,
 )
 from coffee_rt.fanout.channel import Channel
+from coffee_rt.fanout.contract import (
+    Catalogue,
+    LaneVersions,
+    RecentOrderReader,
+    SnapshotReader,
+)
 from coffee_rt.fanout.frames import Frame, message
 from coffee_rt.fanout.orders_channel import OrdersChannel
 from coffee_rt.fanout.protocol import CLOSE_DRAIN, CLOSE_NO_TOKEN
@@ -40,9 +45,8 @@ from coffee_rt.fanout.rows import Verdict
 from coffee_rt.fanout.session import Session, SessionLimits
 from coffee_rt.fanout.sockets import Socket
 from coffee_rt.fanout.view_channel import ViewLimits
-from coffee_rt.fanout.view_channels import Catalogue, ViewChannels
+from coffee_rt.fanout.view_channels import ViewChannels
 from coffee_rt.runtime.clock import Clock
-from coffee_rt.store.contract import OrderReader, ViewReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +81,8 @@ class Hub:
         *,
         messages: Channels,
         catalogue: Catalogue,
-        reader: ViewReader,
-        orders: OrderReader,
+        reader: SnapshotReader,
+        orders: RecentOrderReader,
         versions: LaneVersions,
         authorize: Callable[[str | None], int],
         needs_token: bool,

@@ -11,9 +11,9 @@ from coffee_rt.domain.money import format_minor
 from coffee_rt.domain.orders import Order
 from coffee_rt.errors import Retryable
 from coffee_rt.fanout import metrics
+from coffee_rt.fanout.contract import RecentOrderReader
 from coffee_rt.fanout.orders_channel import RING_ORDERS, OrdersChannel
 from coffee_rt.runtime.clock import Clock
-from coffee_rt.store.contract import OrderReader
 
 RETRY_SECONDS = 1.0
 
@@ -38,7 +38,7 @@ class OrdersLoader:
     def __init__(
         self,
         channel: OrdersChannel,
-        reader: OrderReader,
+        reader: RecentOrderReader,
         clock: Clock,
         decimals: int,
         on_loaded: Callable[[], None],

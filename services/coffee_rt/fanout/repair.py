@@ -11,13 +11,13 @@ from collections.abc import Callable
 
 from coffee_rt.errors import Rejected, Retryable
 from coffee_rt.fanout import metrics
+from coffee_rt.fanout.contract import SnapshotReader
 from coffee_rt.fanout.view_channel import ViewChannel
 from coffee_rt.runtime.clock import Clock
-from coffee_rt.store.contract import ViewReader
 
 GAP_SECONDS = 0.1
 JITTER_SECONDS = 0.2
-QUIET_SECONDS = 5.0
+QUIET_SECONDS = 1.5
 """After a load that found no new epoch, talk of another one is not believed for so long."""
 RETRY_SECONDS_BASE = 0.2
 RETRY_SECONDS_MAX = 5.0
@@ -29,7 +29,7 @@ class ViewRepair:
     def __init__(
         self,
         channel: ViewChannel,
-        reader: ViewReader,
+        reader: SnapshotReader,
         clock: Clock,
         uniform: Callable[[float, float], float],
         on_loaded: Callable[[], None],

@@ -21,7 +21,10 @@ class Socket(Protocol):
     """
 
     is_congested: bool
-    write: Callable[[bytes], object]
+
+    @property
+    def write(self) -> Callable[[bytes], object]:
+        """Takes bytes that are already encoded; never blocks, never raises for a lost connection."""
 
     def encode(self, frame: Frame, /) -> bytes:
         """How a frame looks on this kind of connection: the same for all sockets of one class."""

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any, Protocol
+from typing import Any
 
 from coffee_rt.fanout import metrics
 from coffee_rt.fanout.beacons import Heard
+from coffee_rt.fanout.contract import Catalogue, SnapshotReader
 from coffee_rt.fanout.protocol import parse_filter
 from coffee_rt.fanout.repair import ViewRepair
 from coffee_rt.fanout.subscriptions import Subscription
 from coffee_rt.fanout.view_channel import ViewChannel, ViewLimits
 from coffee_rt.runtime.clock import Clock
-from coffee_rt.store.contract import ViewReader, ViewSnapshot, ViewState
+from coffee_rt.store.contract import ViewSnapshot
 
 DEEP_READS_MAX = 2
 """Snapshots older than the window read at once; the others wait."""
-
-
-class Catalogue(Protocol):
-    """Which views exist (store.contract.ViewCatalogueStore has it)."""
-
-    async def views(self) -> list[ViewState]: ...
 
 
 class ViewChannels:
@@ -32,7 +27,7 @@ class ViewChannels:
         self,
         *,
         catalogue: Catalogue,
-        reader: ViewReader,
+        reader: SnapshotReader,
         clock: Clock,
         uniform: Callable[[float, float], float],
         limits: ViewLimits,
