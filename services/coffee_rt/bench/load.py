@@ -44,6 +44,7 @@ class Outcome(msgspec.Struct):
     requests: int
     seconds: float
     rate: float
+    """Answers of 2xx a second."""
     p50_ms: float
     p99_ms: float
     max_ms: float
@@ -191,7 +192,7 @@ def _outcome(run: _Run, job: Job) -> Outcome:
     return Outcome(
         requests=len(latencies),
         seconds=job.seconds,
-        rate=len(latencies) / job.seconds,
+        rate=sum(n for status, n in run.statuses.items() if status[:1] == b"2") / job.seconds,
         p50_ms=round(percentile(latencies, 0.5) * 1000, 3),
         p99_ms=round(percentile(latencies, 0.99) * 1000, 3),
         max_ms=round(latencies[-1] * 1000, 3) if latencies else 0.0,

@@ -20,6 +20,7 @@ from coffee_rt.domain.keys import SCOPES
 from coffee_rt.domain.orders import DEFAULT_TENANT
 from coffee_rt.embedded.keys import KeyRequest, add_key
 from coffee_rt.runtime.settings import DatabaseSettings
+from coffee_rt.store.migrations import migrate
 
 PATH = "/api/v1/orders"
 BODY = '{"store":"uptown","drink":"latte","price":"4.50","quantity":1}'
@@ -150,6 +151,7 @@ async def _measure_keyed(stack: Stack, pace: Pace) -> Figure:
 
 
 async def _measure_limited(stack: Stack, pace: Pace) -> Figure:
+    await migrate(stack.postgres.url)
     key = await make_api_key(DatabaseSettings(url=stack.postgres.url))
     plain = stack.process("order-api")
     limited = stack.process("order-api", COFFEE_RT_AUTH="required")
