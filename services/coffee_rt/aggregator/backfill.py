@@ -12,7 +12,7 @@ from typing import Protocol
 from coffee_rt.aggregator import metrics
 from coffee_rt.aggregator.lanes import LaneShare
 from coffee_rt.aggregator.publishing import Publisher
-from coffee_rt.errors import Retryable
+from coffee_rt.errors import Rejected, Retryable
 from coffee_rt.runtime.breaker import CircuitBreaker, backoff_seconds
 from coffee_rt.runtime.clock import Clock
 from coffee_rt.runtime.logs import Log
@@ -74,14 +74,23 @@ class Backfiller:
 
     async def fill_all(self) -> list[str]:
         """Fill what is unfilled and belongs to this instance; which views that were."""
-        async with self._database:
-            states = await self._catalogue.views()
-        filled = []
-        for state in states:
-            if state.backfilled_to is not None and self._share.is_mine(f"fill/{state.internal}"):
+        filled: list[str] = []
+        while (state := await self._next()) is not None:
+            try:
                 await self.fill(state)
                 filled.append(state.internal)
+            except Rejected as error:
+                self._log.warning("view went while it was filled", reason=str(error))
         return filled
+
+    async def _next(self) -> ViewState | None:
+        """An unfilled view, replacements first: with one, the view it replaces needs no history."""
+        async with self._database:
+            states = await self._catalogue.views()
+        for state in states:
+            if state.backfilled_to is not None and self._share.is_mine(f"fill/{state.internal}"):
+                return state
+        return None
 
     async def fill(self, state: ViewState) -> None:
         """Fill one view from where it is. Raises Retryable; progress up to then is kept."""

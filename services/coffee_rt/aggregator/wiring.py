@@ -78,7 +78,7 @@ class Aggregator:
     async def _expire(self) -> None:
         """Remove rows past their view's retention, now and then."""
         while True:
-            with suppress(Retryable):
+            with suppress(Retryable, Rejected):
                 for state in await self.catalogue.views():
                     while await self.repairer.expire_rows(state.internal):
                         await self.lifecycle.clock.sleep(0.1)
