@@ -128,16 +128,20 @@ class GroupProducer:
         return [appended for future in futures for appended in future.result()]
 
     async def join(self) -> None:
-        """Returns when closed; raises what broke a flush (a bug). The wiring watches it."""
-        await asyncio.gather(*self._tasks)
+        """Returns when closed; raises what broke a flush (a bug). The wiring watches it; cancelling the
+        watch stops no flush."""
+        await asyncio.gather(*map(asyncio.shield, self._tasks))
 
     async def close(self) -> None:
         self._is_closing = True
         for shard in self._shards:
             if shard.wake is not None and not shard.wake.done():
                 shard.wake.set_result(None)
-        await asyncio.gather(*self._tasks)
+        ended = await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._target.close()
+        for error in ended:
+            if error is not None:
+                raise error
 
     def _put(self, shard: _Shard, item: Item) -> asyncio.Future[list[Appended]]:
         future: asyncio.Future[list[Appended]] = self._loop.create_future()
@@ -173,7 +177,7 @@ class GroupProducer:
             waiting, flush = self._take(shard)
             try:
                 await self._flush(shard, waiting, flush)
-            except CoffeeRtError as error:
+            except (Retryable, Overload) as error:
                 self._fail(shard, waiting, error)
             except BaseException as error:
                 # A bug, or the loop is ending: callers must not wait for ever. Then crash.
@@ -234,7 +238,9 @@ class GroupProducer:
             if not future.done():
                 future.set_result(appended)
 
-    def _fail(self, shard: _Shard, waiting: Sequence[_Waiting], error: CoffeeRtError) -> None:
+    def _fail(
+        self, shard: _Shard, waiting: Sequence[_Waiting], error: Retryable | Overload
+    ) -> None:
         metrics.FLUSHES.labels(_outcome_of(error)).inc()
         if not isinstance(error, Overload):
             self._failed.add(shard.number)
