@@ -51,7 +51,7 @@ class FakeSocket implements Socket {
     this.events = events;
   }
   send(text: string): void {
-    this.sent.push(JSON.parse(text));
+    this.sent.push(JSON.parse(text) as Sent);
   }
   close(): void {
     this.isClosed = true;
@@ -312,7 +312,7 @@ test("backoff grows to its limit and stays within the jitter", () => {
   fc.assert(
     fc.property(
       fc.integer({ min: 1, max: 500 }),
-      fc.double({ min: 0, max: 0.999 }),
+      fc.double({ min: 0, max: 0.999, noNaN: true }),
       (n, chance) => {
         const wait = backoffMs(n, RECONNECT, () => chance);
         expect(wait).toBeGreaterThanOrEqual(RECONNECT.firstMs / 2);

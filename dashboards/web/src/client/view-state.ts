@@ -161,12 +161,12 @@ function applyVersions(state: ViewState, versions: readonly number[]): Verdict {
   const target = state.pending ?? (state.phase === "current" ? state : null);
   if (target === null) return "unchanged";
   let isNew = false;
-  versions.forEach((version, lane) => {
+  for (const [lane, version] of versions.entries()) {
     if (version > (target.versions[lane] ?? 0)) {
       target.versions[lane] = version;
       isNew = true;
     }
-  });
+  }
   // No rows changed, so nobody needs to draw: `revision` stays.
   return isNew ? "applied" : "unchanged";
 }
@@ -179,7 +179,9 @@ function mergeRows(
   const bucket = columns.indexOf("bucket");
   const version = columns.indexOf("version");
   let isNew = false;
-  for (const row of news) isNew = mergeRow(rows, groupKey(row, bucket), row, version) || isNew;
+  for (const row of news) {
+    if (mergeRow(rows, groupKey(row, bucket), row, version)) isNew = true;
+  }
   return isNew;
 }
 

@@ -41,7 +41,7 @@ export function HoursPanel({ figures, theme, store, onStore }: HoursPanelProps) 
           label={`Revenue of each hour of today by store, best hour ${reading(best)}. The table below has the values.`}
           height={316}
           data={data}
-          signature={`${theme} ${decimals} ${stacks.map((stack) => stack.colour)}`}
+          signature={`${theme} ${decimals} ${stacks.map((stack) => stack.colour).join()}`}
           onPoint={setPointed}
           options={(colour) => ({
             legend: { show: false },

@@ -54,7 +54,7 @@ export function TickerPanel({ figures }: { readonly figures: Figures }) {
         <h2 id="ticker-title">Recent orders</h2>
         <p class="readout">newest first</p>
       </header>
-      {/* biome-ignore lint/a11y/noNoninteractiveTabindex: a scrolling region must be reachable by keyboard */}
+      {/* A scrolling region must be reachable by keyboard. */}
       <section class="scroll" tabIndex={0} aria-label="Recent orders, scrollable">
         <table>
           <caption class="unseen">Recent orders, newest first</caption>

@@ -61,7 +61,7 @@ function KeyForm({ client, status }: Pick<NoticesProps, "client" | "status">) {
       onSubmit={(event) => {
         event.preventDefault();
         const key = new FormData(event.currentTarget).get("key");
-        keepToken(String(key).trim());
+        if (typeof key === "string") keepToken(key.trim());
         client.connect();
       }}
     >
@@ -96,7 +96,7 @@ export function EmptyShop() {
           <code>{command}</code>
         </pre>
         {"clipboard" in navigator && (
-          <button type="button" onClick={copy}>
+          <button type="button" onClick={() => void copy()}>
             {isCopied ? "Copied" : "Copy"}
           </button>
         )}
