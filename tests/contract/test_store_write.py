@@ -190,6 +190,21 @@ async def test_bad_order_stores_nothing_and_alone_becomes_a_dead_letter(store: W
     assert (await store.writer.store_single(entry)).outcomes[0].seen_before
 
 
+async def test_order_with_an_impossible_id_becomes_a_dead_letter(store: WriteStore) -> None:
+    bad = msgspec.structs.replace(an_order(), order_id=b"short", tenant=2**40)
+    committed = await store.writer.store_single(an_entry(an_order(), bad))
+    assert (committed.outcomes[0].stored, committed.outcomes[0].dead) == (1, 1)
+    [letter] = await store.reader.dead_letters(None, 10, None)
+    assert decode_record(letter.raw) == bad
+
+
+async def test_entry_that_claims_impossible_numbers_is_stored(store: WriteStore) -> None:
+    entry = an_entry(an_order(), counter=2**70, records=2**40)
+    gap = an_entry(counter=-5, gap=(-3, 2**80))
+    committed = await store.commit(entry, gap)
+    assert [each.stored for each in committed.outcomes] == [1, 0]
+
+
 async def test_view_that_needs_a_newer_worker_stops_the_commit(store: WriteStore) -> None:
     await store.add_view(a_view(), feature_level=999)
     with pytest.raises(ViewsTooNew):

@@ -13,6 +13,7 @@ from tests.store_harness import WriteStore, a_write_store, an_entry
 
 from coffee_rt.domain.orders import Order
 from coffee_rt.errors import Bug, Retryable
+from coffee_rt.store import copy
 from coffee_rt.store.contract import BadData
 from coffee_rt.store.memory import MemoryOrderWriter
 from coffee_rt.store.memory_database import MemoryDatabase
@@ -124,16 +125,29 @@ async def a_frozen_worker(database_url: str, batch_id: bytes) -> asyncpg.Connect
     return frozen
 
 
-async def test_claimed_entry_is_freed_from_a_frozen_worker(
+async def stop_in_copy(frozen: asyncpg.Connection) -> None:
+    """A COPY whose client never sends the rest; no time-out of the server ends it (MECHANICS 10)."""
+
+    async def first_bytes_only() -> AsyncIterator[bytes]:
+        yield copy.HEADER
+        await asyncio.Event().wait()
+
+    await frozen.copy_to_table("orders", source=first_bytes_only(), format="binary")
+
+
+async def test_claimed_entry_is_freed_from_a_worker_frozen_in_copy(
     store: WriteStore, database_url: str
 ) -> None:
     entry = an_entry(an_order())
     frozen = await a_frozen_worker(database_url, entry.batch_id)
+    copying = asyncio.create_task(stop_in_copy(frozen))
     writer = PostgresOrderWriter(the_pool(store), blocker_seconds_max=0)
     committed = await writer.commit(writer.prepare([entry]), is_claimed=True)
     assert committed.outcomes[0].stored == 1
-    with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
-        await frozen.execute("COMMIT")
+    copying.cancel()
+    with pytest.raises((asyncio.CancelledError, asyncpg.PostgresError, OSError)):
+        await copying
+    frozen.terminate()
 
 
 async def test_claimed_entry_of_a_living_worker_is_left_to_it(

@@ -89,7 +89,10 @@ def plan_batch(entries: Sequence[EntryWrite]) -> BatchPlan:
     check_widths(orders)
     plan = BatchPlan(list(plans.values()), rows)
     plan.dead_ids.extend(
-        dead.order_id for write in entries for dead in write.dead if dead.order_id is not None
+        dead.order_id
+        for write in entries
+        for dead in write.dead
+        if dead.order_id is not None and len(dead.order_id) == 16
     )
     if _has_repetition(orders):
         _set_repetitions_aside(plan, plans)

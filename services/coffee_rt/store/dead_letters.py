@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from coffee_rt.domain.orders import DEFAULT_TENANT
 from coffee_rt.store.batches import EntryPlan
 from coffee_rt.store.contract import DeadLetter
 from coffee_rt.store.order_rows import to_unix_us
@@ -38,13 +39,13 @@ async def insert_dead_letters(connection: Any, entries: Sequence[EntryPlan]) -> 
         return
     await connection.execute(
         _INSERT,
-        [record.tenant for _, record in found],
+        [record.tenant if 0 <= record.tenant < 2**31 else DEFAULT_TENANT for _, record in found],
         [entry.write.shard for entry, _ in found],
         [entry.write.entry[0] for entry, _ in found],
         [entry.write.entry[1] for entry, _ in found],
         [entry.ledger_id.hex() for entry, _ in found],
         [record.index for _, record in found],
-        [None if record.order_id is None else record.order_id.hex() for _, record in found],
+        [_uuid_text(record.order_id) for _, record in found],
         [_storable(record.code) for _, record in found],
         [_storable(record.detail) for _, record in found],
         [record.raw for _, record in found],
@@ -101,6 +102,10 @@ def _from_row(row: Any) -> DeadLetter:
         raw=row["raw"],
         created_at_us=to_unix_us(row["created_at"]),
     )
+
+
+def _uuid_text(order_id: bytes | None) -> str | None:
+    return order_id.hex() if order_id is not None and len(order_id) == 16 else None
 
 
 def _storable(text: str) -> str:

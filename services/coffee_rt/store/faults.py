@@ -33,6 +33,8 @@ def map_error(error: BaseException) -> BaseException:
         return _map_postgres(error)
     if isinstance(error, asyncpg.InternalClientError):
         return Retryable(f"PostgreSQL client: {error}")
+    if isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError):
+        return BadData(f"a value does not fit its parameter: {error}")
     if isinstance(error, asyncpg.InterfaceError) and _is_lost_connection(error):
         return Retryable(f"PostgreSQL connection: {error}")
     if isinstance(error, OSError | asyncio.TimeoutError | EOFError):

@@ -39,7 +39,12 @@ class PostgresKeeper:
     async def heartbeat(self, process: str, instance: str, feature_level: int) -> None:
         """See StoreKeeper."""
         await self._pool.execute(
-            """INSERT INTO heartbeats (process, instance, feature_level) VALUES ($1, $2, $3)
+            # Purpose: say that a process lives, and forget those that have been silent for a day.
+            """WITH gone AS (
+                DELETE FROM heartbeats WHERE beat_at < now() - interval '1 day'
+                AND (process, instance) <> ($1::text, $2::text)
+            )
+            INSERT INTO heartbeats (process, instance, feature_level) VALUES ($1, $2, $3)
             ON CONFLICT (process, instance)
             DO UPDATE SET beat_at = now(), feature_level = excluded.feature_level""",
             process,

@@ -121,7 +121,9 @@ SELECT EXISTS (SELECT FROM stream_entries WHERE batch_id = $1)
 
 COMPACT_ROWS_MAX = 20_000
 """Ledger rows moved in one statement: larger holds a worker's redelivery up longer."""
-_END: EntryKey = (2**63 - 1, 2**63 - 1)
+_INT4_MAX = 2**31 - 1
+_INT8_MAX = 2**63 - 1
+_END: EntryKey = (_INT8_MAX, _INT8_MAX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,12 +143,12 @@ async def record_entries(connection: Any, entries: Sequence[EntryPlan]) -> Recor
         [entry.ledger_id.hex() for entry in entries],
         [write.shard for write in writes],
         [write.entry[0] for write in writes],
-        [write.entry[1] for write in writes],
-        [write.counter for write in writes],
-        [write.records for write in writes],
+        _fitting([write.entry[1] for write in writes], _INT8_MAX),
+        _fitting([write.counter for write in writes], _INT8_MAX),
+        _fitting([write.records for write in writes], _INT4_MAX),
         [entry.stored for entry in entries],
         [entry.duplicates for entry in entries],
-        [entry.dead for entry in entries],
+        _fitting([entry.dead for entry in entries], _INT4_MAX),
     )
     fresh = row["fresh"]
     known = None if fresh is None else frozenset(ledger_id.bytes for ledger_id in fresh)
@@ -165,7 +167,7 @@ async def correct_counts(connection: Any, entries: Sequence[EntryPlan]) -> None:
         [entry.ledger_id.hex() for entry in entries],
         [entry.stored for entry in entries],
         [entry.duplicates for entry in entries],
-        [entry.dead for entry in entries],
+        _fitting([entry.dead for entry in entries], _INT4_MAX),
     )
 
 
@@ -180,8 +182,8 @@ async def record_gaps(connection: Any, plan: BatchPlan) -> None:
         [write.shard for _, write, _ in gaps],
         [write.entry[0] for _, write, _ in gaps],
         [write.entry[1] for _, write, _ in gaps],
-        [gap[0] for _, _, gap in gaps if gap],
-        [gap[1] for _, _, gap in gaps if gap],
+        _fitting([gap[0] for _, _, gap in gaps if gap], _INT8_MAX),
+        _fitting([gap[1] for _, _, gap in gaps if gap], _INT8_MAX),
     )
 
 
@@ -203,3 +205,10 @@ async def is_entry_stored(pool: Pool, shard: int, batch_id: bytes) -> bool:
 async def ledger_sums(pool: Pool, shard: int, below: EntryKey | None) -> dict[str, int]:
     """See StoreKeeper."""
     return dict(await pool.fetchrow(_SUMS, shard, *(below or _END)))
+
+
+def _fitting(values: list[int], largest: int) -> list[int]:
+    """Numbers as a column can hold them: an entry written by a stranger may claim any."""
+    if min(values) >= 0 and max(values) <= largest:
+        return values
+    return [min(max(value, 0), largest) for value in values]

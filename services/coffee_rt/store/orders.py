@@ -177,6 +177,7 @@ class PostgresOrderWriter:
             recorded = await record_entries(connection, batch.plan.entries)
         if recorded.generation != self._catalogue.generation:
             self._catalogue = await load_catalogue(connection)
+        # Kept apart from the attribute: another task may replace that while this one waits.
         catalogue = self._catalogue
         if catalogue.views_too_new:
             names = ", ".join(view.definition.name for view in catalogue.views_too_new)
@@ -189,7 +190,7 @@ class PostgresOrderWriter:
         if suspicion is _Suspicion.NONE:
             await _copy_orders(connection, batch.payload)
         else:
-            batch = await self._insert_slowly(connection, batch, suspicion)
+            batch = await self._insert_slowly(connection, batch, catalogue, suspicion)
         await _copy_deltas(connection, batch.deltas)
         await self._settle(connection, batch.plan, planned)
         return Committed(
@@ -225,7 +226,7 @@ class PostgresOrderWriter:
         return batch
 
     async def _insert_slowly(
-        self, connection: Any, batch: _Prepared, suspicion: _Suspicion
+        self, connection: Any, batch: _Prepared, catalogue: Catalogue, suspicion: _Suspicion
     ) -> _Prepared:
         """Insert where some ids may be stored already; the deltas become those of the rows inserted."""
         plan = batch.plan
@@ -235,7 +236,7 @@ class PostgresOrderWriter:
             await _copy_orders(connection, self._encoder.encode(sure))
         inserted = await insert_suspects(connection, plan, suspects, self._encoder.encode(suspects))
         orders = [row[1] for row in (*sure, *inserted)]
-        return replace(batch, deltas=_encode_views(self._catalogue, orders))
+        return replace(batch, deltas=_encode_views(catalogue, orders))
 
     async def _settle(
         self, connection: Any, plan: BatchPlan, planned: dict[bytes, tuple[int, int, int]]
