@@ -37,6 +37,7 @@ async def serve_http(
             "host": settings.http_host,
             "port": settings.http_port,
             "log_config": None,
+            "log_level": "warning",
             "access_log": False,
             "loop": "none",
             "http": "httptools",

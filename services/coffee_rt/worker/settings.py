@@ -11,6 +11,7 @@ from coffee_rt.runtime.settings import (
     own,
     shared,
 )
+from coffee_rt.store.contract import KEEP_DAYS_MIN
 
 
 class WorkerSettings(ProcessSettings):
@@ -96,7 +97,10 @@ class WorkerSettings(ProcessSettings):
         7, ge=1, le=60, help="Days for which partitions of orders are made ahead."
     )
     retention_days: int = own(
-        400, ge=2, le=36_500, help="Days that orders are kept; then their partition is dropped."
+        400,
+        ge=KEEP_DAYS_MIN,
+        le=36_500,
+        help="Days that orders are kept; then their partition is dropped.",
     )
     care_seconds: float = own(
         10.0,
