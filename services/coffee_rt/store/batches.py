@@ -33,13 +33,13 @@ class EntryPlan:
     ledger_id: bytes
     stored: int
     dead_letters: list[DeadRecord]
+    unread: int
+    """Dead records without a letter of their own: a frame that can't be read has one for all."""
     duplicates: int = 0
 
     @property
     def dead(self) -> int:
-        """Dead records. A frame that can't be read is one dead letter for all its records."""
-        unread = self.write.records - len(self.write.orders)
-        return max(unread, len(self.write.dead)) + len(self.dead_letters) - len(self.write.dead)
+        return self.unread + len(self.dead_letters)
 
     @property
     def counts(self) -> tuple[int, int, int]:
@@ -83,10 +83,12 @@ def plan_batch(entries: Sequence[EntryWrite]) -> BatchPlan:
     for write in entries:
         ledger_id = ledger_id_of(write)
         if ledger_id not in plans:
-            plans[ledger_id] = EntryPlan(write, ledger_id, len(write.orders), list(write.dead))
-            rows += [(order.order_id, order, ledger_id) for order in write.orders]
-    orders = [row[1] for row in rows]
-    check_widths(orders)
+            orders, dead = write.orders, list(write.dead)
+            unread = max(write.records - len(orders) - len(dead), 0)
+            plans[ledger_id] = EntryPlan(write, ledger_id, len(orders), dead, unread)
+            rows += [(order.order_id, order, ledger_id) for order in orders]
+    all_orders = [row[1] for row in rows]
+    check_widths(all_orders)
     plan = BatchPlan(list(plans.values()), rows)
     plan.dead_ids.extend(
         dead.order_id
@@ -94,7 +96,7 @@ def plan_batch(entries: Sequence[EntryWrite]) -> BatchPlan:
         for dead in write.dead
         if dead.order_id is not None and len(dead.order_id) == 16
     )
-    if _has_repetition(orders):
+    if _has_repetition(all_orders):
         _set_repetitions_aside(plan, plans)
     plan.rows.sort(key=_first)
     return plan

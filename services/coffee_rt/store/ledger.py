@@ -162,6 +162,8 @@ async def touch_entry(connection: Any, ledger_id: bytes) -> None:
 
 async def correct_counts(connection: Any, entries: Sequence[EntryPlan]) -> None:
     """Give rows written in this transaction their final counts."""
+    if not entries:
+        return
     await connection.execute(
         _CORRECT,
         [entry.ledger_id.hex() for entry in entries],

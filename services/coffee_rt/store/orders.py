@@ -184,8 +184,8 @@ class PostgresOrderWriter:
             raise ViewsTooNew(f"this release can't maintain the views {names}")
         if recorded.fresh is not None and not recorded.fresh:
             await touch_entry(connection, batch.plan.entries[0].ledger_id)
-            return Committed(recorded.xid, _outcomes(batch.entries, {}), {})
-        planned = {entry.ledger_id: entry.counts for entry in batch.plan.entries}
+            return Committed(recorded.xid, _outcomes(batch.entries, []), {})
+        planned = batch.plan
         batch = self._narrow(batch, recorded.fresh, catalogue, suspicion)
         if suspicion is _Suspicion.NONE:
             await _copy_orders(connection, batch.payload)
@@ -195,7 +195,7 @@ class PostgresOrderWriter:
         await self._settle(connection, batch.plan, planned)
         return Committed(
             xid=recorded.xid,
-            outcomes=_outcomes(batch.entries, batch.plan.by_ledger_id()),
+            outcomes=_outcomes(batch.entries, batch.plan.entries),
             touched_lanes={
                 each.view.definition.name: each.lanes
                 for each in batch.deltas
@@ -238,15 +238,16 @@ class PostgresOrderWriter:
         orders = [row[1] for row in (*sure, *inserted)]
         return replace(batch, deltas=_encode_views(catalogue, orders))
 
-    async def _settle(
-        self, connection: Any, plan: BatchPlan, planned: dict[bytes, tuple[int, int, int]]
-    ) -> None:
+    async def _settle(self, connection: Any, plan: BatchPlan, planned: BatchPlan) -> None:
         await insert_dead_letters(connection, plan.entries)
         await insert_aliases(connection, plan.aliases)
         await record_gaps(connection, plan)
-        changed = [each for each in plan.entries if each.counts != planned[each.ledger_id]]
-        if changed:
-            await correct_counts(connection, changed)
+        if plan is not planned:
+            written = planned.by_ledger_id()
+            await correct_counts(
+                connection,
+                [each for each in plan.entries if each.counts != written[each.ledger_id].counts],
+            )
 
     @asynccontextmanager
     async def _unblocked(self, connection: Any, is_claimed: bool) -> AsyncIterator[None]:
@@ -314,9 +315,9 @@ async def _copy_deltas(connection: Any, deltas: list[_ViewDeltas]) -> None:
             await copy_into(connection, table, columns, each.payload)
 
 
-def _outcomes(entries: Sequence[EntryWrite], stored: dict[bytes, EntryPlan]) -> list[EntryOutcome]:
+def _outcomes(entries: Sequence[EntryWrite], stored: Sequence[EntryPlan]) -> list[EntryOutcome]:
     """One outcome for each entry given. An entry given twice is stored by its first."""
-    left = {id(plan.write): plan for plan in stored.values()}
+    left = {id(plan.write): plan for plan in stored}
     return [
         left[id(write)].outcome()
         if id(write) in left
