@@ -26,6 +26,7 @@ Headers = list[tuple[bytes, bytes]]
 KEY_BYTES_MAX = 255
 ZSTD_WINDOW_BYTES_MAX = 8 * 1024 * 1024
 """What RFC 8878 asks every decoder to support; a larger window would cost that much memory a request."""
+ZSTD_PART_BYTES = 1 << 20
 UNPACK_IN_THREAD_BYTES = 128 * 1024
 """Smaller packed bodies are unpacked at once; larger ones beside the event loop."""
 
@@ -233,14 +234,23 @@ def _gunzip(body: bytes, bytes_max: int) -> bytes:
 
 
 def _unzstd(body: bytes, bytes_max: int) -> bytes:
+    packer = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES_MAX)
     try:
-        reader = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES_MAX).stream_reader(
-            body, read_across_frames=True
-        )
-        parts, left = [], bytes_max + 1
-        while left and (part := reader.read(min(left, 1 << 20))):
-            parts.append(part)
+        # Two passes: the reader bounds what is made but takes a cut-off frame for whole; the other way
+        # round with decompressobj.
+        reader = packer.stream_reader(body, read_across_frames=True)
+        left = bytes_max
+        while part := reader.read(ZSTD_PART_BYTES):
             left -= len(part)
+            if left < 0:
+                raise _too_large(bytes_max)
+        parts = []
+        while body:
+            frame = packer.decompressobj()
+            parts.append(frame.decompress(body))
+            if not frame.eof:
+                raise _not_packed("zstd")
+            body = frame.unused_data
     except zstandard.ZstdError:
         raise _not_packed("zstd") from None
     return b"".join(parts)

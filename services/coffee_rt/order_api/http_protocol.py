@@ -103,9 +103,6 @@ class BoundedProtocol(HttpToolsProtocol):
             self._start_timer(_BODY, self.body_seconds_max)
 
     def on_message_begin(self) -> None:
-        # What has arrived so far may be the end of the request before: only what follows is counted,
-        # and the whole head once it is complete.
-        self._head_bytes = 0
         self._stage = _HEAD
         super().on_message_begin()
 
@@ -150,6 +147,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._stage = _IDLE
+        # What is left of this chunk may begin the next head; it is counted with that head's end.
+        self._head_bytes = 0
         cycle: Any = self.cycle
         if type(cycle) is _HotCycle:
             if not cycle.response_started:
