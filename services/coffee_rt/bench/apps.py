@@ -125,13 +125,13 @@ def insert_app(url: str) -> FastAPI:
 
 def main(name: str) -> None:
     settings = load(Settings)
-    app: Any = {
+    builders: dict[str, Callable[[], Any]] = {
         "echo": lambda: echo,
         "xadd": lambda: xadd_app(settings.redis.url),
         "insert": lambda: insert_app(settings.database.url),
-    }[name]()
+    }
     uvicorn.run(
-        app,
+        builders[name](),
         host=settings.http_host,
         port=settings.http_port,
         http="httptools",

@@ -9,6 +9,7 @@ import asyncio
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -55,12 +56,15 @@ class Child:
         return int(psutil.Process(self.process.pid).memory_info().rss)
 
     def wait_ready(self, path: str = "/readyz") -> None:
-        """Raises RuntimeError with the end of the log when it does not become ready."""
+        """Until `path` answers 200, or with "" until the port takes connections. Raises RuntimeError with the end of the log when it does not become ready."""
         deadline = time.monotonic() + READY_SECONDS_MAX
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
                 break
             try:
+                if not path:
+                    socket.create_connection(("127.0.0.1", self.port), 1).close()
+                    return
                 address = f"http://127.0.0.1:{self.port}{path}"
                 with urllib.request.urlopen(address, timeout=1):
                     return
@@ -134,16 +138,17 @@ class Stack:
         """Start one of our processes and wait until it is ready."""
         return self.child(name, [sys.executable, "-m", "coffee_rt.cli", name], **own)
 
-    def module(self, module: str, *arguments: str, **own: str) -> Child:
+    def module(self, module: str, *arguments: str, ready_path: str = "/readyz") -> Child:
         """Start a module of the bench (a baseline or an echo) and wait until it answers."""
-        return self.child(
-            module.rpartition(".")[2], [sys.executable, "-m", module, *arguments], **own
-        )
+        command = [sys.executable, "-m", module, *arguments]
+        return self.child(module.rpartition(".")[2], command, ready_path=ready_path)
 
-    def child(self, name: str, command: list[str], **own: str) -> Child:
+    def child(
+        self, name: str, command: list[str], ready_path: str = "/readyz", **own: str
+    ) -> Child:
         child = Child(name, command, self.environ(**own), self.folder / f"{name}.log")
         self._children.append(child)
-        child.wait_ready()
+        child.wait_ready(ready_path)
         return child
 
     def end(self, child: Child) -> None:

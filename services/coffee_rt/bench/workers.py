@@ -20,6 +20,7 @@ from coffee_rt.store.migrations import migrate
 from coffee_rt.store.order_rows import COLUMNS, RowEncoder
 from coffee_rt.store.pool import Pool, copy_into, create_pool
 from coffee_rt.store.view_catalogue import PostgresViewCatalogue
+from coffee_rt.store.view_repair import PostgresViewRepairer
 from coffee_rt.streams.shards import LogKeys
 
 NAMESPACE = "bench"
@@ -32,7 +33,9 @@ async def prepare_store(url: str) -> Pool:
     await migrate(url)
     pool = await create_pool(DatabaseSettings(url=url))
     await PostgresKeeper(pool).ensure_partitions(int(time.time() * 1000), 2)
-    await PostgresViewCatalogue(pool).ensure_views(load_definitions())
+    repairer = PostgresViewRepairer(pool)
+    for internal in await PostgresViewCatalogue(pool).ensure_views(load_definitions()):
+        await repairer.mark_backfilled(internal, None)
     return pool
 
 

@@ -240,7 +240,7 @@ class QueryService:
         if self._clock.monotonic() >= self._views_until:
             async with self._database:
                 states = await self._catalogue.views()
-            self._views = {state.definition.name: state for state in states}
+            self._views = {state.definition.name: state for state in states if state.is_current}
             self._views_until = self._clock.monotonic() + self._catalogue_seconds
         return self._views
 

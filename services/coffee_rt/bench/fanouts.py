@@ -1,0 +1,231 @@
+"""How many frames a second reach sockets, beside a bare broadcast loop; and what a socket costs.
+
+Both sides run closed loop: one observing socket sees a frame arrive and asks for the next, so that neither
+conflates (a frame left out would not count) nor queues without end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from picows import WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
+
+from coffee_rt.bench.posts import Progress
+from coffee_rt.bench.results import Figure, with_ratio
+from coffee_rt.bench.stack import Child, Stack
+from coffee_rt.bench.swarm import Swarm, Tally
+from coffee_rt.bench.workers import NAMESPACE, prepare_store
+from coffee_rt.channels.messages import ViewChange, encode
+from coffee_rt.channels.redis import RedisChannels
+from coffee_rt.embedded.server_process import free_port
+from coffee_rt.runtime.settings import environment
+from coffee_rt.store.view_catalogue import PostgresViewCatalogue
+
+VIEW = "hourly"
+ROWS = 5
+"""Rows of a frame: with five a frame has about the payload of the bare loop's."""
+WINDOW = 2
+"""Broadcasts under way: one being sent while the next one travels."""
+SUBSCRIBE = f'{{"type":"subscribe","id":1,"channel":"view:{VIEW}"}}'
+
+
+class _Observer(WSListener):
+    """One socket among the many: tells of each frame, and how large frames are."""
+
+    def __init__(self) -> None:
+        self.arrived = asyncio.Event()
+        self.frames = 0
+        self.frame_bytes = 0
+
+    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        if frame.msg_type != WSMsgType.TEXT:
+            return
+        payload = frame.get_payload_as_bytes()
+        if payload.startswith((b'{"type":"delta"', b"x")):
+            self.frames += 1
+            # The header of a server's frame: 2 bytes, or 4 from 126 bytes of payload on.
+            self.frame_bytes = len(payload) + (2 if len(payload) < 126 else 4)
+            self.arrived.set()
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    frames_per_second: float
+    frame_bytes: int
+    memory_per_socket: float
+    closed: int
+
+
+async def measure_fanout(say: Progress, *, sockets: int, seconds: float) -> Figure:
+    """Frames a second to `sockets` sockets of one view, and bytes a socket takes in the process."""
+    with Stack() as stack:
+        pool = await prepare_store(stack.postgres.url)
+        [state] = [
+            state
+            for state in await PostgresViewCatalogue(pool).views()
+            if state.definition.name == VIEW
+        ]
+        await pool.close()
+        say(f"fanout: {sockets} sockets on a bare broadcast loop")
+        bare = stack.module("coffee_rt.bench.bare_sockets", ready_path="")
+        ceiling = await _measure_bare(bare, sockets, seconds)
+        stack.end(bare)
+        say(f"fanout: {sockets} sockets on ours")
+        ours = await _measure_ours(stack, state.epoch, sockets, seconds)
+    return with_ratio(
+        Figure(
+            name=f"fanout_{sockets}",
+            what=f"frames to {sockets} sockets of one view",
+            value=round(ours.frames_per_second),
+            unit="frames/s",
+            ceiling=round(ceiling.frames_per_second),
+            ceiling_is="bare picows broadcast loop",
+            goal=">= 0.8; <= 32 KB a socket",
+            notes={
+                "frame_bytes": ours.frame_bytes,
+                "ceiling_frame_bytes": ceiling.frame_bytes,
+                "kb_per_socket": round(ours.memory_per_socket / 1024, 1),
+                "ceiling_kb_per_socket": round(ceiling.memory_per_socket / 1024, 1),
+                "closed": ours.closed,
+            },
+        )
+    )
+
+
+async def _measure_bare(server: Child, sockets: int, seconds: float) -> _Measured:
+    observer = _Observer()
+
+    async def start_next() -> None:
+        transport.send(WSMsgType.TEXT, b"next")
+
+    async def open_observer() -> WSTransport:
+        opened, _ = await ws_connect(lambda: observer, f"ws://127.0.0.1:{server.port}/ws")
+        return opened
+
+    swarm = Swarm(server.port, "/ws", sockets, "hello")
+    process, memory = await _open_swarm(swarm, server)
+    transport = await open_observer()
+    return await _run(process, memory, sockets, observer, start_next, seconds)
+
+
+async def _measure_ours(stack: Stack, epoch: str, sockets: int, seconds: float) -> _Measured:
+    port = free_port()
+    fanout = stack.process(
+        "fanout",
+        COFFEE_RT_NAMESPACE=NAMESPACE,
+        COFFEE_RT_FANOUT_WEBSOCKET_PORT=str(port),
+        COFFEE_RT_FANOUT_FRAME_INTERVAL_MS="0",
+        COFFEE_RT_FANOUT_SESSIONS_PER_ADDRESS_MAX=str(sockets + 10),
+        COFFEE_RT_FANOUT_SESSIONS_MAX=str(sockets + 10),
+        COFFEE_RT_OPEN_FILES_MIN=str(sockets + 200),
+    )
+    channels = RedisChannels(stack.valkey.url, namespace=NAMESPACE)
+    observer = _Observer()
+    versions = iter(range(1, 1 << 40))
+
+    async def start_next() -> None:
+        await channels.publish(f"view:{VIEW}", encode(_change(epoch, next(versions))))
+
+    process, memory = await _open_swarm(Swarm(port, "/ws", sockets, SUBSCRIBE), fanout)
+    transport, _ = await ws_connect(lambda: observer, f"ws://127.0.0.1:{port}/ws")
+    transport.send(WSMsgType.TEXT, SUBSCRIBE.encode())
+    try:
+        return await _run(process, memory, sockets, observer, start_next, seconds)
+    finally:
+        await channels.close()
+
+
+def _change(epoch: str, version: int) -> ViewChange:
+    hour = int(time.time()) // 3600 * 3600
+    rows: list[dict[str, Any]] = [
+        {
+            "tenant": 0,
+            "bucket": hour,
+            "store": f"store {row}",
+            "drink": "cappuccino",
+            "orders": version,
+            "quantity": version,
+            "revenue": version * 450,
+            "lane": 0,
+            "version": version,
+            "newest_at_ms": int(time.time() * 1000),
+        }
+        for row in range(ROWS)
+    ]
+    return ViewChange(
+        view=VIEW,
+        epoch=epoch,
+        lane=0,
+        version=version,
+        previous=version - 1,
+        floor=version,
+        rows=rows,
+        newest_at_ms=int(time.time() * 1000),
+    )
+
+
+async def _open_swarm(swarm: Swarm, server: Child) -> tuple[asyncio.subprocess.Process, float]:
+    """The swarm, ready, and what one of its sockets added to the server's memory in bytes."""
+    before = server.memory_bytes
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "coffee_rt.bench.swarm",
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        env=environment(),
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(msgspec.json.encode(swarm) + b"\n")
+    await process.stdin.drain()
+    line = await asyncio.wait_for(process.stdout.readline(), 120)
+    if line.strip() != b"ready":
+        raise RuntimeError("the sockets could not be opened; the error is above")
+    await asyncio.sleep(0.5)
+    return process, (server.memory_bytes - before) / swarm.sockets
+
+
+async def _run(
+    process: asyncio.subprocess.Process,
+    memory: float,
+    sockets: int,
+    observer: _Observer,
+    start_next: Callable[[], Awaitable[None]],
+    seconds: float,
+) -> _Measured:
+    assert process.stdin is not None
+    for _ in range(WINDOW):
+        await start_next()
+    await _keep_going(observer, start_next, 0.5)
+    process.stdin.write(b"count\n")
+    await process.stdin.drain()
+    began = time.perf_counter()
+    await _keep_going(observer, start_next, seconds)
+    spent = time.perf_counter() - began
+    answer, _ = await asyncio.wait_for(process.communicate(b""), 60)
+    tally = msgspec.json.decode(answer.splitlines()[-1], type=Tally)
+    frames = tally.received_bytes / max(observer.frame_bytes, 1)
+    return _Measured(frames / spent, observer.frame_bytes, memory, tally.closed)
+
+
+async def _keep_going(
+    observer: _Observer, start_next: Callable[[], Awaitable[None]], seconds: float
+) -> None:
+    deadline = time.perf_counter() + seconds
+    seen = observer.frames
+    while time.perf_counter() < deadline:
+        try:
+            await asyncio.wait_for(observer.arrived.wait(), 1.0)
+        except TimeoutError:
+            await start_next()
+        observer.arrived.clear()
+        for _ in range(observer.frames - seen):
+            await start_next()
+        seen = observer.frames
