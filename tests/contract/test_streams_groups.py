@@ -64,6 +64,21 @@ async def test_acknowledging_does_not_wait_for_a_blocked_read(bed: Bed) -> None:
         await waiting
 
 
+async def test_entries_in_hand_can_be_acknowledged_after_a_read_was_cancelled(bed: Bed) -> None:
+    await append_entries(bed.producer(), 2)
+    await bed.keeper().ensure_group("workers")
+    reader = bed.reader()
+    entries = await read_some(reader)
+    waiting = asyncio.ensure_future(reader.read(0, 10, 30.0))
+    await asyncio.sleep(0.05)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert await reader.acknowledge(0, entries) == 2
+    await reader.leave()
+    assert await bed.consumers(0, "workers") == set()
+
+
 async def test_unacknowledged_entries_stay_ours_until_acknowledged(bed: Bed) -> None:
     await append_entries(bed.producer(), 3)
     await bed.keeper().ensure_group("workers")

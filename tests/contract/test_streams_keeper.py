@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from tests.contract.test_streams_groups import append_entries, read_some
 from tests.streams_bed import Bed, an_append
 
@@ -42,6 +44,18 @@ async def test_a_group_set_back_keeps_what_it_wants_again(bed: Bed) -> None:
     await reader.acknowledge(0, await read_some(reader))
     await bed.set_group_back(0, "workers", ids[1])
     assert await keeper.trim(0, 0.0) == 2
+    assert [entry.entry_id for entry in await read_some(reader)] == ids[2:]
+
+
+async def test_a_mark_left_before_a_group_was_set_back_frees_nothing_above_it(bed: Bed) -> None:
+    producer, keeper, reader = bed.producer(), bed.keeper(), bed.reader()
+    await keeper.ensure_group("workers")
+    ids = await append_entries(producer, 4)
+    await reader.acknowledge(0, await read_some(reader))
+    assert await keeper.trim(0, 600.0) == 0  # Leaves a mark: all four were acknowledged by now.
+    await asyncio.sleep(0.06)
+    await bed.set_group_back(0, "workers", ids[1])
+    assert await keeper.trim(0, 0.05) == 2
     assert [entry.entry_id for entry in await read_some(reader)] == ids[2:]
 
 

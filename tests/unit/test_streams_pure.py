@@ -157,6 +157,13 @@ def test_the_entry_carries_the_first_trace() -> None:
     assert flush_of(appends).trace == "one"
 
 
+def test_limits_the_script_can_not_keep_are_refused() -> None:
+    with pytest.raises(Rejected):
+        ProducerLimits(keyed_records_max=4_000)
+    with pytest.raises(Rejected):
+        ProducerLimits(flush_records_max=RECORDS_MAX + 1)
+
+
 # Entries
 
 FIELDS = st.dictionaries(

@@ -1,4 +1,4 @@
-"""Fields of a stream entry <-> a delivery. Pure; what is read from the log is untrusted.
+"""Fields of a stream entry <-> a delivery. No I/O; what is read from the log is untrusted.
 
 `docs/wire.md` describes the fields. An entry of a version we do not know is no fault: it may be a newer
 release's, and stays pending for a reader that knows it.
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from coffee_rt.domain.wire import RECORDS_MAX, WIRE_VERSIONS_READABLE
+from coffee_rt.streams import metrics
 from coffee_rt.streams.contract import Delivery, EntryId
 
 NO_BATCH_ID = bytes(16)
@@ -74,6 +75,13 @@ def delivery(
         entry.fault,
         {} if entry.fault is None else fields,
     )
+
+
+def count_gaps(deliveries: Sequence[Delivery]) -> None:
+    """Put what gap entries tell of into the metric; for entries delivered for the first time."""
+    for entry in deliveries:
+        if entry.gap is not None:
+            metrics.GAP_RECORDS.labels(str(entry.shard)).inc(entry.gap[1] - entry.gap[0])
 
 
 def fields_of(flat: Sequence[bytes]) -> dict[bytes, bytes]:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import NamedTuple, Protocol
 
+from coffee_rt.domain.wire import RECORDS_MAX
+from coffee_rt.errors import Rejected
 from coffee_rt.streams.contract import Append, Appended, EntryId, Outcome, Position
 
 
@@ -42,6 +44,13 @@ class ProducerLimits:
     """Replicas that must have a flush before it counts as logged (WAIT)."""
     replicas_wait_seconds_max: float = 1.0
     """Longest wait for them; then the outcome is unknown."""
+
+    def __post_init__(self) -> None:
+        # Two keys a record at most, and Lua's unpack fails above about 8 000 values.
+        if not 0 < self.keyed_records_max <= 3_000:
+            raise Rejected("bad-limit", "must be 1 to 3000", "/keyed_records_max")
+        if not 0 < self.flush_records_max <= RECORDS_MAX:
+            raise Rejected("bad-limit", f"must be 1 to {RECORDS_MAX}", "/flush_records_max")
 
 
 @dataclass(slots=True)

@@ -81,7 +81,8 @@ class RedisKeeper:
         return foreign
 
     async def backlog(self, group: str) -> list[Backlog]:
-        return [await self._backlog(group, shard) for shard in range(self.shards)]
+        shards = range(self.shards)
+        return await asyncio.gather(*(self._backlog(group, shard) for shard in shards))
 
     async def _backlog(self, group: str, shard: int) -> Backlog:
         state = await self._state(shard)
@@ -157,8 +158,11 @@ class RedisKeeper:
 
     async def _find_client_id(self, order_id: bytes) -> Position | None:
         name = order_id.hex().encode()
-        for shard in range(self.shards):
-            value = await self._call(shard, "GET", self._keys.client_ids[shard] + name)
+        prefixes = enumerate(self._keys.client_ids)
+        values = await asyncio.gather(
+            *(self._call(shard, "GET", prefix + name) for shard, prefix in prefixes)
+        )
+        for shard, value in enumerate(values):
             if value is not None:
                 return position_of_value(shard, value)
         return None

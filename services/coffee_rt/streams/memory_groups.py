@@ -21,7 +21,7 @@ from coffee_rt.streams.contract import (
     Horizon,
     Position,
 )
-from coffee_rt.streams.entries import delivery, parse_entry
+from coffee_rt.streams.entries import count_gaps, delivery, parse_entry
 from coffee_rt.streams.flush import position_of_value
 from coffee_rt.streams.memory import Group, MemoryLog, Pending, Shard
 
@@ -51,6 +51,7 @@ class MemoryReader:
             deliveries = self._take_new(shard, entries_max, epoch)
             left = give_up_at - self._log.clock.monotonic()
             if deliveries or left <= 0:
+                count_gaps(deliveries)
                 await self._log.faults("read.answer", shard)
                 return deliveries
             await self._log.wait_change(shard, left)

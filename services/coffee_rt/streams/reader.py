@@ -2,7 +2,7 @@
 
 Each shard has two connections that live and die together: one blocks in XREADGROUP, the other carries
 claims and acknowledgements meanwhile. Both must reach the same server process (its run id is compared),
-and when either breaks both are replaced and the reader epoch rises. Entries read before that are not
+and when either breaks both are replaced at the next read and the reader epoch rises. Entries read before that are not
 acknowledged: after a failover an id may have been given again to another entry.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 from coffee_rt.errors import Retryable
 from coffee_rt.streams import metrics
 from coffee_rt.streams.contract import ENTRY_ID_ZERO, Delivery, EntryId
-from coffee_rt.streams.entries import delivery, fields_of
+from coffee_rt.streams.entries import count_gaps, delivery, fields_of
 from coffee_rt.streams.redis import Argument, Connector, Link, ReplyError, pack
 from coffee_rt.streams.scripts import LEAVE
 from coffee_rt.streams.shards import LogKeys
@@ -75,10 +75,12 @@ class RedisReader:
             raise
         if reply is None:
             return []
-        return [
+        deliveries = [
             delivery(shard, EntryId.parse(entry_id), fields_of(flat), 1, state.epoch)
             for entry_id, flat in reply[0][1]
         ]
+        count_gaps(deliveries)
+        return deliveries
 
     async def read_own_pending(
         self, shard: int, entries_max: int, after: EntryId
@@ -114,7 +116,9 @@ class RedisReader:
         state = self._shards[shard]
         links = state.links
         current = [entry for entry in deliveries if entry.reader_epoch == state.epoch]
-        if links is None or links[0].is_closed or links[1].is_closed:
+        # The reading connection may be gone (a read was cancelled, to drain): this one was opened to the
+        # same server process and never broke, so the ids still mean the same entries.
+        if links is None or links[1].is_closed:
             current = []
         dropped = len(deliveries) - len(current)
         if dropped:
