@@ -263,7 +263,7 @@ async def test_deltas_that_are_bad_data_are_put_away(
     folds.mark(await bed.commit(an_order()))
     asked: list[LaneKey] = []
 
-    async def refuse(key: LaneKey, deltas_max: int, rows_max: int) -> None:
+    async def refuse(view: str, lanes: list[int], deltas_max: int, rows_max: int) -> None:
         raise BadData("22003")
 
     async def quarantine(key: LaneKey, deltas_max: int) -> int:
@@ -271,7 +271,7 @@ async def test_deltas_that_are_bad_data_are_put_away(
         return 1
 
     with monkeypatch.context() as patched:
-        patched.setattr(bed.folder, "fold_lane", refuse)
+        patched.setattr(bed.folder, "fold_lanes", refuse)
         patched.setattr(bed.folder, "quarantine", quarantine)
         assert await folds.fold_round() == 0
     assert len(asked) == 1

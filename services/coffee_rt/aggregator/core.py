@@ -146,17 +146,26 @@ class FoldLoop:
         now = self._clock.monotonic()
         if self._must_poll or now - self._polled_at >= self._limits.poll_seconds:
             await self._poll(now)
-        keys, self._marked = self._marked, set()
-        results = await asyncio.gather(*map(self._fold_lane, keys), return_exceptions=True)
+        marked, self._marked = self._marked, set()
+        lanes: dict[str, list[int]] = {}
+        for key in marked:
+            lanes.setdefault(key.view, []).append(key.lane)
+        results = await asyncio.gather(
+            *(self._fold_view(view, numbers) for view, numbers in lanes.items()),
+            return_exceptions=True,
+        )
         failed: BaseException | None = None
-        for key, result in zip(keys, results, strict=True):
+        folds = 0
+        for (view, numbers), result in zip(lanes.items(), results, strict=True):
             if isinstance(result, BaseException):
-                self._marked.add(key)
+                self._marked.update(LaneKey(view, number) for number in numbers)
                 failed = result
+            else:
+                folds += result
         if failed is not None:
             raise failed
         await self._settle()
-        return sum(result is True for result in results)
+        return folds
 
     async def _poll(self, now: float) -> None:
         async with self._database:
@@ -171,28 +180,40 @@ class FoldLoop:
         metrics.LANES_STOLEN.inc(len(stolen))
         self._marked |= mine | stolen
 
-    async def _fold_lane(self, key: LaneKey) -> bool:
-        """One fold, published. False when there was nothing or another holds the lane."""
+    async def _fold_view(self, view: str, lanes: list[int]) -> int:
+        """Fold marked lanes of a view in one transaction and publish them; how many were folded."""
         async with self._permits:
-            fold: Fold | None = None
             try:
-                async with self._database:
-                    with metrics.FOLD_SECONDS.time():
-                        fold = await self._folder.fold_lane(
-                            key, self._limits.deltas_max, self._limits.rows_max
-                        )
-            except BadData as error:
-                await self._put_away(key, error)
-        if fold is None:
-            return False
+                folds = await self._fold(view, lanes)
+            except BadData:
+                # One bad delta must not hold the other lanes back: each alone, the bad one put away.
+                folds = []
+                for lane in lanes:
+                    try:
+                        folds += await self._fold(view, [lane])
+                    except BadData as error:
+                        await self._put_away(LaneKey(view, lane), error)
+        await asyncio.gather(*(self._tell(view, fold) for fold in folds))
+        return len(folds)
+
+    async def _fold(self, view: str, lanes: list[int]) -> list[Fold]:
+        async with self._database:
+            with metrics.FOLD_SECONDS.time():
+                return await self._folder.fold_lanes(
+                    view, lanes, self._limits.deltas_max, self._limits.rows_max
+                )
+
+    async def _tell(self, view: str, fold: Fold) -> None:
+        """Count a committed fold and publish it, unless its view is a replacement nobody reads yet."""
         if not fold.is_drained:
-            self._marked.add(key)
-        self._count(fold)
-        state = self._views.get(key.view)
+            self._marked.add(LaneKey(view, fold.lane))
+        metrics.FOLDS.labels(fold.view).inc()
+        metrics.DELTAS_FOLDED.labels(fold.view).inc(fold.folded_deltas)
+        metrics.DELTAS_EXPIRED.labels(fold.view).inc(fold.expired_deltas)
+        state = self._views.get(view)
         if state is not None and state.is_current and fold.version > fold.previous:
             self._forget_awaited([(fold.view, fold.lane)], fold.floor)
             await self._publisher.publish_fold(fold)
-        return True
 
     async def _put_away(self, key: LaneKey, error: BadData) -> None:
         async with self._database:
@@ -202,11 +223,6 @@ class FoldLoop:
             "deltas put away", view=key.view, lane=key.lane, deltas=number, reason=str(error)
         )
         self._marked.add(key)
-
-    def _count(self, fold: Fold) -> None:
-        metrics.FOLDS.labels(fold.view).inc()
-        metrics.DELTAS_FOLDED.labels(fold.view).inc(fold.folded_deltas)
-        metrics.DELTAS_EXPIRED.labels(fold.view).inc(fold.expired_deltas)
 
     def _forget_awaited(self, lanes: Iterable[tuple[str, int]], floor: int) -> None:
         for lane in lanes:

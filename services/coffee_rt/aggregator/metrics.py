@@ -25,7 +25,7 @@ DELTAS_QUARANTINED = metrics.counter(
 )
 FOLD_SECONDS = metrics.histogram(
     "coffee_rt_aggregator_fold_seconds",
-    "Time of one fold's call. Rising: an old transaction in PostgreSQL, or vacuum is behind.",
+    "Time of one call that folds the touched lanes of a view. Rising: an old transaction in PostgreSQL, or vacuum is behind.",
 )
 FAILURES = metrics.counter(
     "coffee_rt_aggregator_failures_total",

@@ -26,7 +26,7 @@ class AggregatorSettings(ProcessSettings):
         help="Least milliseconds between two rounds of folds. Smaller: fresher and more CPU in PostgreSQL.",
     )
     folds_max: int = own(
-        4, ge=1, le=64, help="Lanes folded at once; each takes a database connection."
+        4, ge=1, le=64, help="Views folded at once; each takes a database connection."
     )
     fold_deltas_max: int = own(
         5000,

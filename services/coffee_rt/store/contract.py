@@ -194,6 +194,12 @@ class ViewFolder(Protocol):
         rows the fold's `rows` is empty (the publication says reload). Raises BadData when a delta can't
         be applied: see quarantine."""
 
+    async def fold_lanes(
+        self, view: str, lanes: Sequence[int], deltas_max: int, rows_max: int
+    ) -> list[Fold]:
+        """Several lanes of a view (internal name) in one transaction; limits are of each lane. Lanes that
+        another holds, or where nothing waits, are left out. Raises BadData when any can't be folded."""
+
     async def waiting_lanes(self) -> list[LaneWork]: ...
 
     async def lane_versions(self) -> tuple[dict[str, str], list[LaneVersion]]:

@@ -153,6 +153,13 @@ class MemoryViewFolder:
             expired_deltas=len(taken) - len(kept),
         )
 
+    async def fold_lanes(
+        self, view: str, lanes: Sequence[int], deltas_max: int, rows_max: int
+    ) -> list[Fold]:
+        keys = [LaneKey(view, lane) for lane in sorted(lanes)]
+        folds = [await self.fold_lane(key, deltas_max, rows_max) for key in keys]
+        return [fold for fold in folds if fold is not None]
+
     async def waiting_lanes(self) -> list[LaneWork]:
         now = self._clock.now()
         return [

@@ -8,6 +8,8 @@ unfolded is decided by committed transactions alone; there is no watermark that 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from typing import Any
 
 import asyncpg
 
@@ -59,38 +61,32 @@ class PostgresViewFolder:
         )
 
     async def fold_lane(self, key: LaneKey, deltas_max: int, rows_max: int) -> Fold | None:
-        view = await self._find(key.view)
-        if view is None:
-            return None
+        folds = await self.fold_lanes(key.view, [key.lane], deltas_max, rows_max)
+        return folds[0] if folds else None
+
+    async def fold_lanes(
+        self, view: str, lanes: Sequence[int], deltas_max: int, rows_max: int
+    ) -> list[Fold]:
+        """One statement calls the view's fold for each lane: one commit for all. Inside, each lane is
+        locked before the snapshot that picks its deltas, as in a transaction of its own."""
+        live = await self._find(view)
+        if live is None:
+            return []
         try:
-            row = await self._pool.fetchrow(
-                f"SELECT * FROM mv_{key.view}_fold($1, $2, $3)", key.lane, deltas_max, rows_max
+            rows = await self._pool.fetch(
+                f"SELECT l.lane, f.* FROM unnest($1::smallint[]) AS l (lane)"
+                f" CROSS JOIN LATERAL mv_{view}_fold(l.lane, $2, $3) f",
+                sorted(lanes),
+                deltas_max,
+                rows_max,
             )
         except asyncpg.UndefinedFunctionError as error:
-            raise self._outdated(key, error) from error
+            raise self._outdated(view, error) from error
         except Retryable:
             # Perhaps another server answers next time, of another timeline: the epoch is read again.
             self._catalogue = Catalogue(-1, ())
             raise
-        if row["_previous"] is None:
-            return None
-        columns = row_columns(view.definition)
-        rows = json.loads(row["_rows"]) if row["_rows"] else []
-        newest_at = row["_newest_at"]
-        return Fold(
-            view=view.definition.name,
-            epoch=view.epoch,
-            lane=key.lane,
-            version=row["_folded_version"],
-            previous=row["_previous"],
-            floor=int(row["_floor"]),
-            folded_deltas=row["_folded"],
-            rows=[dict(zip(columns, values, strict=True)) for values in rows],
-            newest_at_ms=0 if newest_at is None else int(newest_at.timestamp() * 1000),
-            is_drained=row["_is_drained"],
-            is_reload=row["_changed"] > rows_max,
-            expired_deltas=row["_expired"],
-        )
+        return [_fold(live, row, rows_max) for row in rows if row["_previous"] is not None]
 
     async def waiting_lanes(self) -> list[LaneWork]:
         """Lanes with unfolded deltas, one probe of an index each."""
@@ -136,7 +132,7 @@ class PostgresViewFolder:
                 f"SELECT mv_{key.view}_quarantine($1, $2)", key.lane, deltas_max
             )
         except asyncpg.UndefinedFunctionError as error:
-            raise self._outdated(key, error) from error
+            raise self._outdated(key.view, error) from error
         return number or 0
 
     async def _load(self) -> Catalogue:
@@ -152,9 +148,30 @@ class PostgresViewFolder:
                     return view
         return None
 
-    def _outdated(self, key: LaneKey, error: Exception) -> Retryable:
+    def _outdated(self, view: str, error: Exception) -> Retryable:
         self._catalogue = Catalogue(-1, ())
-        return Retryable(f"view {key.view} is gone: {error}")
+        return Retryable(f"view {view} is gone: {error}")
+
+
+def _fold(view: LiveView, row: Any, rows_max: int) -> Fold:
+    columns = row_columns(view.definition)
+    newest_at = row["_newest_at"]
+    return Fold(
+        view=view.definition.name,
+        epoch=view.epoch,
+        lane=row["lane"],
+        version=row["_folded_version"],
+        previous=row["_previous"],
+        floor=int(row["_floor"]),
+        folded_deltas=row["_folded"],
+        rows=[
+            dict(zip(columns, values, strict=True)) for values in json.loads(row["_rows"] or "[]")
+        ],
+        newest_at_ms=0 if newest_at is None else int(newest_at.timestamp() * 1000),
+        is_drained=row["_is_drained"],
+        is_reload=row["_changed"] > rows_max,
+        expired_deltas=row["_expired"],
+    )
 
 
 def _waiting(internal: str) -> str:
