@@ -126,9 +126,13 @@ interface StoreFilterProps {
 
 function StoreFilter({ stores, store, onStore }: StoreFilterProps) {
   return (
-    <label class="filter">
-      <span>Store</span>
-      <select value={store ?? ""} onChange={(event) => onStore(event.currentTarget.value || null)}>
+    <div class="filter">
+      <label for="store">Store</label>
+      <select
+        id="store"
+        value={store ?? ""}
+        onChange={(event) => onStore(event.currentTarget.value || null)}
+      >
         <option value="">All stores</option>
         {stores.map((name) => (
           <option value={name} key={name}>
@@ -136,7 +140,7 @@ function StoreFilter({ stores, store, onStore }: StoreFilterProps) {
           </option>
         ))}
       </select>
-    </label>
+    </div>
   );
 }
 
