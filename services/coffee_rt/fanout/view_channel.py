@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from coffee_rt.channels.messages import ViewChange
 from coffee_rt.domain.views import ViewDefinition
-from coffee_rt.errors import Rejected, Retryable
+from coffee_rt.errors import Rejected
 from coffee_rt.fanout import metrics
 from coffee_rt.fanout.channel import Channel
 from coffee_rt.fanout.frames import (
@@ -224,7 +224,12 @@ class ViewChannel(Channel):
         key = (subscription.tenant, subscription.filter, subscription.since, subscription.id)
         now = self._monotonic()
         known = self._snapshots.get(key)
-        if known is not None and now - known.made_at < SNAPSHOT_SECONDS_MAX:
+        if (
+            known is not None
+            and now - known.made_at < SNAPSHOT_SECONDS_MAX
+            # Further behind, what came after would not fit a delta, and be a snapshot again, and so on.
+            and self.rows.seq - known.seq <= self._limits.delta_rows_max
+        ):
             return known
         rows = self.rows.select(subscription.tenant, subscription.filter, subscription.since)
         frames = self._snapshot_frames(
@@ -262,8 +267,9 @@ class ViewChannel(Channel):
         seq = self.rows.seq
         try:
             snapshot = await self._read(self.view, subscription.since)
-        except Retryable as error:
-            self._refuse(subscription, "try-later", str(error))
+        except Rejected as error:
+            # The view has just been dropped; the catalogue will say so to all others.
+            self._refuse(subscription, error.code, error.detail)
             return
         metrics.reloads.labels("deep").inc()
         subscription.is_waiting = False

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from coffee_rt.errors import Retryable
 from coffee_rt.fanout import metrics
 from coffee_rt.fanout.beacons import Heard
 from coffee_rt.fanout.contract import Catalogue, SnapshotReader
@@ -18,6 +19,7 @@ from coffee_rt.store.contract import ViewSnapshot
 
 DEEP_READS_MAX = 2
 """Snapshots older than the window read at once; the others wait."""
+DEEP_RETRY_SECONDS = 1.0
 
 
 class ViewChannels:
@@ -114,8 +116,14 @@ class ViewChannels:
         return await asyncio.shield(reading)
 
     async def _read(self, view: str, since: int) -> ViewSnapshot:
-        async with self._deep_reads:
-            return await self._reader.snapshot(view, since)
+        """Read until it worked: the sessions that wait for it would only ask again."""
+        while True:
+            try:
+                async with self._deep_reads:
+                    return await self._reader.snapshot(view, since)
+            except Retryable:
+                metrics.reload_failures.inc()
+            await self._clock.sleep(self._uniform(DEEP_RETRY_SECONDS / 2, DEEP_RETRY_SECONDS))
 
     def _add(self, name: str, channel: ViewChannel) -> None:
         repair = ViewRepair(channel, self._reader, self._clock, self._uniform, self._on_loaded)
