@@ -117,6 +117,23 @@ async def test_backlog_counts_records_by_the_counters(bed: Bed) -> None:
     assert (one.records, one.settled_counter, one.oldest_entry) == (0, 12, None)
 
 
+async def test_the_counter_below_a_gap_is_where_the_gap_begins(bed: Bed) -> None:
+    producer, keeper, reader = bed.producer(), bed.keeper(), bed.reader()
+    await keeper.ensure_group("workers")
+    await producer.append_many(0, [an_append(producer) for _ in range(10)])
+    await reader.acknowledge(0, await read_some(reader))
+    await bed.set_counter(0, 4)
+    await append_entries(producer, 1)
+    [one, *_] = await keeper.backlog("workers")
+    assert (one.counter, one.settled_counter, one.records) == (11, 4, 7)
+    # The lost records wait for nobody: they must not stop the intake.
+    assert one.undelivered_records == 1
+    gap, entry = await read_some(reader)
+    await reader.acknowledge(0, [gap])
+    [one, *_] = await keeper.backlog("workers")
+    assert (one.settled_counter, one.records, one.oldest_entry) == (10, 1, entry.entry_id)
+
+
 async def test_backlog_of_a_missing_group_is_everything(bed: Bed) -> None:
     producer = bed.producer()
     await append_entries(producer, 2)

@@ -283,16 +283,21 @@ def _group_state(shard: Shard, name: str, group: Group) -> GroupState:
         name,
         len(group.pending),
         lowest if group.pending or undelivered else None,
-        *_counts(shard, lowest),
+        *_counts(shard, lowest, is_gap_counted=True),
         undelivered,
         *_counts(shard, undelivered),
     )
 
 
-def _counts(shard: Shard, entry_id: EntryId | None) -> tuple[int, int]:
+def _counts(
+    shard: Shard, entry_id: EntryId | None, *, is_gap_counted: bool = False
+) -> tuple[int, int]:
+    """Counter and records of an entry; see backlog.lua for gaps."""
     if entry_id is None:
         return shard.counter, 0
     entry = parse_entry(shard.entries[entry_id])
+    if entry.gap and is_gap_counted:
+        return entry.counter, entry.gap[1] - entry.gap[0]
     return entry.counter, entry.records
 
 

@@ -14,11 +14,16 @@ local function facts_of(list)
   for i = 1, #list, 2 do facts[list[i]] = list[i + 1] end
   return facts
 end
-local function entry_from(id)
+-- Id, counter and records of the first entry from an id on. `is_gap_counted`: what a gap entry tells of
+-- counts as its records, so that counter - records is the counter just below it.
+local function entry_from(id, is_gap_counted)
   local entry = redis.call('XRANGE', KEYS[1], id, '+', 'COUNT', 1)[1]
   if not entry then return {'', '0', '0'} end
   local fields = facts_of(entry[2])
-  return {entry[1], fields.c or '0', fields.n or '0'}
+  local records = fields.n or '0'
+  local from, to = string.match(fields.g or '', '^(%d+)%-(%d+)$')
+  if from and is_gap_counted then records = string.format('%.0f', tonumber(to) - tonumber(from)) end
+  return {entry[1], fields.c or '0', records}
 end
 local function is_lower(a, b)
   local ams, aseq = string.match(a, '^(%d+)%-(%d+)$')
@@ -33,12 +38,12 @@ local first = stream['first-entry'] and stream['first-entry'][1] or ''
 local reply = {counter, now, stream.length, first, stream['last-generated-id']}
 for _, list in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
   local group = facts_of(list)
-  local undelivered = entry_from('(' .. group['last-delivered-id'])
-  local lowest = undelivered
+  local undelivered = entry_from('(' .. group['last-delivered-id'], false)
+  local lowest = entry_from('(' .. group['last-delivered-id'], true)
   if group.pending > 0 then
     local pending = redis.call('XPENDING', KEYS[1], group.name)[2]
     if lowest[1] == '' or is_lower(pending, lowest[1]) then
-      lowest = entry_from(pending)
+      lowest = entry_from(pending, true)
       if lowest[1] == '' then lowest = {pending, counter, '0'} end
     end
   end
