@@ -98,9 +98,7 @@ class TruthStore:
                 {key: value for key, value in row.items() if key != "lane"}
                 for row in changed.values()
             ]
-            changes.append(
-                ViewChange(view, self.epoch, lane, version, previous, 0, rows, NOW_MS)
-            )
+            changes.append(ViewChange(view, self.epoch, lane, version, previous, 0, rows, NOW_MS))
         return changes
 
     def _add(

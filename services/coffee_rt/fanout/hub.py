@@ -135,6 +135,10 @@ class Hub:
         return channels
 
     @property
+    def is_listed(self) -> bool:
+        return self.views.is_listed
+
+    @property
     def limits(self) -> SessionLimits:
         return self.hub_limits.session
 

@@ -51,6 +51,10 @@ class SessionHost(Protocol):
     @property
     def channels(self) -> Mapping[str, Channel]: ...
     @property
+    def is_listed(self) -> bool:
+        """Whether `channels` is complete."""
+
+    @property
     def limits(self) -> SessionLimits: ...
     def now(self) -> float: ...
     def monotonic(self) -> float: ...
@@ -265,6 +269,8 @@ class Session:
         if wish.id not in self.subscriptions and len(self.subscriptions) >= limit:
             raise Rejected("too-many-subscriptions", f"at most {limit} a session", status=429)
         channel = self._host.channels.get(wish.channel)
+        if channel is None and not self._host.is_listed:
+            raise Rejected("loading", "the views are not loaded yet: try again", "/channel", 503)
         if channel is None:
             known = ", ".join(sorted(self._host.channels))
             raise Rejected("unknown-view", f"no such channel; known: {known}", "/channel", 404)
