@@ -386,7 +386,7 @@ class StoreKeeper(Protocol):
         for fewer days than KEEP_DAYS_MIN."""
 
     async def compact_ledger(self, shard: int, below: EntryKey) -> int:
-        """Move rows of entries below `below` into the shard's sum; how many. The caller has put the margin
+        """Forget rows of entries below `below`, of which only sums stay; how many. The caller has put the margin
         (an hour below the stream's first entry: a re-created group replays from there)."""
 
     async def ledger_sums(self, shard: int, below: EntryKey | None) -> dict[str, int]:

@@ -1,8 +1,8 @@
 """The entry ledger in PostgreSQL: which stream entries are stored, and what their records became.
 
 `record_entries` is the exactly-once check: it runs inside the orders' transaction, and a row that is
-already there (or being written by somebody who then commits) means the entry is stored. Old rows are
-compacted into one sum a shard, so that the conservation sums stay exact for ever.
+already there (or being written by somebody who then commits) means the entry is stored. Totals by shard
+are kept beside the rows, so that the conservation sums stay exact when old rows go.
 """
 
 from __future__ import annotations
@@ -31,7 +31,11 @@ WITH entry AS (
     SELECT batch_id, shard, entry_ms, entry_seq, counter, records, stored, duplicates, dead
     FROM entry ORDER BY batch_id
     ON CONFLICT (batch_id) DO NOTHING
-    RETURNING batch_id
+    RETURNING batch_id, shard, records, stored, duplicates, dead
+), total AS (
+    INSERT INTO shard_changes (shard, entries, records, stored, duplicates, dead)
+    SELECT shard, count(*), sum(records), sum(stored), sum(duplicates), sum(dead)
+    FROM fresh GROUP BY shard
 )
 SELECT (SELECT generation FROM view_generation) AS generation,
        pg_current_xact_id()::text::int8 AS xid,
@@ -42,11 +46,19 @@ SELECT (SELECT generation FROM view_generation) AS generation,
 # Purpose: a write, so that this commit is only answered when earlier ones are durable too.
 _TOUCH = "UPDATE stream_entries SET redeliveries = redeliveries + 1 WHERE batch_id = $1"
 
-# Purpose: the counts of entries whose orders turned out to be stored before.
+# Purpose: the counts of entries whose orders turned out to be stored before, and the totals' difference.
 _CORRECT = """
-UPDATE stream_entries AS s SET stored = e.stored, duplicates = e.duplicates, dead = e.dead
-FROM unnest($1::uuid[], $2::int4[], $3::int4[], $4::int4[]) AS e (batch_id, stored, duplicates, dead)
-WHERE s.batch_id = e.batch_id
+WITH changed AS (
+    UPDATE stream_entries AS s SET stored = e.stored, duplicates = e.duplicates, dead = e.dead
+    FROM unnest($1::uuid[], $2::int4[], $3::int4[], $4::int4[])
+        AS e (batch_id, stored, duplicates, dead)
+    JOIN stream_entries AS old ON old.batch_id = e.batch_id
+    WHERE s.batch_id = e.batch_id
+    RETURNING s.shard, s.stored - old.stored AS stored,
+              s.duplicates - old.duplicates AS duplicates, s.dead - old.dead AS dead
+)
+INSERT INTO shard_changes (shard, entries, records, stored, duplicates, dead)
+SELECT shard, 0, 0, sum(stored), sum(duplicates), sum(dead) FROM changed GROUP BY shard
 """
 
 _RECORD_GAPS = """
@@ -55,7 +67,8 @@ SELECT * FROM unnest($1::uuid[], $2::int2[], $3::int8[], $4::int8[], $5::int8[],
 ON CONFLICT DO NOTHING
 """
 
-# Purpose: move a shard's oldest rows below an entry into its sum; what of them lies in a gap is kept there.
+# Purpose: drop a shard's oldest rows below an entry; their sums are kept elsewhere, but what of them lies in
+# a gap is remembered there.
 _COMPACT = """
 WITH oldest AS (
     SELECT batch_id FROM stream_entries
@@ -63,7 +76,7 @@ WITH oldest AS (
     ORDER BY entry_ms, entry_seq LIMIT $4
 ), moved AS (
     DELETE FROM stream_entries WHERE batch_id IN (SELECT batch_id FROM oldest)
-    RETURNING batch_id, entry_ms, records, stored, duplicates, dead, counter
+    RETURNING batch_id, entry_ms, records, counter
 ), found AS (
     UPDATE gaps AS g SET records_found = g.records_found + f.records
     FROM (
@@ -72,29 +85,43 @@ WITH oldest AS (
             AND m.counter <= gap.counter_to AND m.batch_id <> gap.batch_id
         WHERE gap.shard = $1 GROUP BY gap.batch_id
     ) AS f WHERE g.batch_id = f.batch_id
-), total AS (
-    SELECT count(*) AS entries, coalesce(sum(records), 0) AS records,
-           coalesce(sum(stored), 0) AS stored, coalesce(sum(duplicates), 0) AS duplicates,
-           coalesce(sum(dead), 0) AS dead, max(entry_ms) AS through_ms
-    FROM moved
-), summed AS (
-    INSERT INTO shard_sums AS s (shard, entries, records, stored, duplicates, dead, through_ms)
-    SELECT $1, entries, records, stored, duplicates, dead, through_ms FROM total WHERE entries > 0
-    ON CONFLICT (shard) DO UPDATE SET
-        entries = s.entries + excluded.entries, records = s.records + excluded.records,
-        stored = s.stored + excluded.stored, duplicates = s.duplicates + excluded.duplicates,
-        dead = s.dead + excluded.dead, through_ms = greatest(s.through_ms, excluded.through_ms)
+), marked AS (
+    INSERT INTO shard_sums AS s (shard, through_ms)
+    SELECT $1, max(entry_ms) FROM moved HAVING count(*) > 0
+    ON CONFLICT (shard) DO UPDATE SET through_ms = greatest(s.through_ms, excluded.through_ms)
 )
-SELECT entries FROM total
+SELECT count(*) FROM moved
 """
 
-# Purpose: what a shard's records below an entry (or all) became. One statement: one moment.
+# Purpose: fold the commits' changes of a shard's totals into one row.
+_FOLD_TOTALS = """
+WITH gone AS (
+    DELETE FROM shard_changes WHERE shard = $1 RETURNING entries, records, stored, duplicates, dead
+)
+INSERT INTO shard_sums AS s (shard, entries, records, stored, duplicates, dead)
+SELECT $1, sum(entries), sum(records), sum(stored), sum(duplicates), sum(dead)
+FROM gone HAVING count(*) > 0
+ON CONFLICT (shard) DO UPDATE SET
+    entries = s.entries + excluded.entries, records = s.records + excluded.records,
+    stored = s.stored + excluded.stored, duplicates = s.duplicates + excluded.duplicates,
+    dead = s.dead + excluded.dead
+"""
+
+# Purpose: what a shard's records below an entry became: all of them, less those from it on. One statement:
+# one moment.
 _SUMS = """
 WITH row AS (
-    SELECT count(*) AS entries, coalesce(sum(records), 0) AS records, coalesce(sum(stored), 0) AS stored,
-           coalesce(sum(duplicates), 0) AS duplicates, coalesce(sum(dead), 0) AS dead
-    FROM stream_entries
-    WHERE shard = $1 AND (entry_ms, entry_seq) < ($2::int8, $3::int8)
+    SELECT coalesce(sum(entries), 0) AS entries, coalesce(sum(records), 0) AS records,
+           coalesce(sum(stored), 0) AS stored, coalesce(sum(duplicates), 0) AS duplicates,
+           coalesce(sum(dead), 0) AS dead
+    FROM (
+        SELECT entries, records, stored, duplicates, dead FROM shard_sums WHERE shard = $1
+        UNION ALL
+        SELECT entries, records, stored, duplicates, dead FROM shard_changes WHERE shard = $1
+        UNION ALL
+        SELECT -1, -records, -stored, -duplicates, -dead FROM stream_entries
+        WHERE shard = $1 AND (entry_ms, entry_seq) >= ($2::int8, $3::int8)
+    ) AS part
 ), gap AS (
     SELECT coalesce(sum(g.counter_to - g.counter_from), 0) AS gap_records,
            coalesce(sum(g.counter_to - g.counter_from - g.records_found - (
@@ -104,13 +131,10 @@ WITH row AS (
            )), 0) AS lost
     FROM gaps AS g WHERE g.shard = $1 AND (g.entry_ms, g.entry_seq) < ($2::int8, $3::int8)
 )
-SELECT (row.entries + coalesce(s.entries, 0))::int8 AS entries,
-       (row.records + coalesce(s.records, 0))::int8 AS records,
-       (row.stored + coalesce(s.stored, 0))::int8 AS stored,
-       (row.duplicates + coalesce(s.duplicates, 0))::int8 AS duplicates,
-       (row.dead + coalesce(s.dead, 0))::int8 AS dead,
+SELECT row.entries::int8 AS entries, row.records::int8 AS records, row.stored::int8 AS stored,
+       row.duplicates::int8 AS duplicates, row.dead::int8 AS dead,
        gap.gap_records::int8 AS gap_records, gap.lost::int8 AS lost
-FROM row CROSS JOIN gap LEFT JOIN shard_sums AS s ON s.shard = $1
+FROM row CROSS JOIN gap
 """
 
 # Purpose: whether a read's snapshot includes an entry; a compacted one was stored long before.
@@ -196,7 +220,9 @@ async def compact_ledger(pool: Pool, shard: int, below: EntryKey) -> int:
         moved = int(await pool.fetchval(_COMPACT, shard, *below, COMPACT_ROWS_MAX))
         total += moved
         if moved < COMPACT_ROWS_MAX:
-            return total
+            break
+    await pool.execute(_FOLD_TOTALS, shard)
+    return total
 
 
 async def is_entry_stored(pool: Pool, shard: int, batch_id: bytes) -> bool:
