@@ -21,7 +21,7 @@ from coffee_rt.query_api.settings import QueryApiSettings
 from coffee_rt.query_api.wiring import STORE_GROUP, wired
 from coffee_rt.runtime.lifecycle import Lifecycle, serve_http
 from coffee_rt.runtime.settings import DatabaseSettings, RedisSettings
-from coffee_rt.store.contract import ApiKey, DeadRecord, EntryWrite, LaneKey
+from coffee_rt.store.contract import ApiKey, DeadRecord, EntryWrite
 from coffee_rt.store.definitions import load_definitions
 from coffee_rt.store.keeper import PostgresKeeper
 from coffee_rt.store.keys import PostgresApiKeys
@@ -87,9 +87,11 @@ class Platform:
 
     async def fold(self) -> None:
         folder = PostgresViewFolder(self.pool)
-        for state in await PostgresViewCatalogue(self.pool).views():
-            for lane in range(state.definition.lanes):
-                await folder.fold_lane(LaneKey(state.definition.name, lane), 10_000, 10_000)
+        waiting = await folder.waiting_lanes()
+        assert waiting
+        for work in waiting:
+            await folder.fold_lane(work.key, 10_000, 10_000)
+        assert not await folder.waiting_lanes()
 
     def order(self, **changes: Any) -> Order:
         return an_order(accepted_at_us=self.now_us, **changes)
