@@ -3,8 +3,8 @@
 A cold process spends more than a second of CPU on imports, and five of them on two cores several. So one
 helper (multiprocessing's fork server) imports what they share, once, while the servers start; each
 process is then a fork of it, which takes milliseconds and shares its memory. A fork is a process like any
-other: its own session and log, its environment set before its first line runs, and a SIGTERM from the
-kernel when the helper dies (which dies with us).
+other: its own session and log, its environment set before its first line runs. It drains when we die,
+however we die: the helper outlives us as long as a fork does, so each fork watches us itself.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import multiprocessing.forkserver
 import os
 import signal
 import sys
+import threading
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-_PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 
 _PRELOADED = (
@@ -70,16 +70,20 @@ class Warm:
         return ForkedProcess(process)
 
 
+def _end_with_parent() -> None:
+    """In the fork: drain once the supervisor is gone."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _become(arguments: list[str], environ: dict[str, str], log: str) -> None:
     """In the fork: become `coffee-rt ARGUMENTS`."""
     os.setsid()
     if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
-        libc.prctl(_PR_SET_NAME, f"crt-{arguments[0]}".encode()[:15], 0, 0, 0)
-        if os.getppid() == 1:
-            # The helper died before the kernel was asked to tell us.
-            sys.exit(1)
+        ctypes.CDLL(None).prctl(_PR_SET_NAME, f"crt-{arguments[0]}".encode()[:15], 0, 0, 0)
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for output in (1, 2):
         os.dup2(descriptor, output)

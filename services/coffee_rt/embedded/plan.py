@@ -99,6 +99,8 @@ def process_environ(options: UpOptions, ports: Ports, process: str) -> dict[str,
         # The same at each start: a restarted worker finds what its predecessor held.
         "COFFEE_RT_INSTANCE": "embedded",
         "COFFEE_RT_GRACE_SECONDS": str(GRACE_SECONDS),
+        # A server that crashed is back within seconds here.
+        "COFFEE_RT_BREAKER_OPEN_SECONDS": "3",
     }
     if process == "order-api":
         # Our own proxy stands in front; a laptop's owner needs no limit against himself.

@@ -50,8 +50,8 @@ DRINKS: dict[str, tuple[int, int]] = {
 DAY_SECONDS = 1200.0
 """A day in the café, shortened so that its morning and evening are seen while one watches."""
 
-OPENS_AT = 7.0
-"""The hour a run begins in: about average, rising to the morning's rush."""
+OPENS_AT = 16.0
+"""The hour a run begins in: an afternoon of about the asked rate."""
 
 RHYTHM_DEPTH = 0.35
 """1 would be true to life; then a night's dashboard is empty and a rush is 2.3 times the asked rate."""
