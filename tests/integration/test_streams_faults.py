@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
@@ -329,3 +330,20 @@ async def test_a_wrong_password_is_said_plainly(valkey_url: str) -> None:
     wrong = urlunsplit(url._replace(netloc=f":wrong@{url.hostname}:{url.port}"))
     with pytest.raises(NotExecuted, match=r"(?i)password|WRONGPASS"):
         await RedisConnector(wrong).open(b"", "test")
+
+
+async def test_a_connection_that_ended_before_it_was_taken_over_is_refused_at_once(
+    valkey_url: str,
+) -> None:
+    class Hasty(RedisConnector):
+        """Lets the end of a connection be noticed before the link takes the socket over."""
+
+        async def greet(self, connection: Any) -> None:
+            await super().greet(connection)
+            await connection.send_command("QUIT")
+            while connection._reader is not None and not connection._reader.at_eof():
+                connection._reader._buffer.clear()
+                await asyncio.sleep(0.001)
+
+    with pytest.raises(NotExecuted):
+        await Hasty(valkey_url).open(b"", "test")

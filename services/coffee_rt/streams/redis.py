@@ -63,6 +63,15 @@ class Link(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, writer.transport)
         self._transport.set_protocol(self)
         self.is_closed = False
+        reader = connection._reader
+        if (
+            reader is None
+            or reader.at_eof()
+            or reader.exception() is not None
+            or self._transport.is_closing()
+        ):
+            # The end came between the greeting and here: nobody will be told of it again.
+            self.close("closed by the server")
 
     def send(self, command: bytes) -> asyncio.Future[Any]:
         """Send packed bytes of one command; the future gets its reply (error replies as values).
@@ -169,8 +178,15 @@ class RedisConnector:
             }
         )
         try:
-            await cast(Any, connection).connect()
+            await self.greet(connection)
         except (RedisError, OSError) as error:
             raise NotExecuted(f"the log is not reachable: {error}") from None
+        link = Link(connection)
+        if link.is_closed:
+            raise NotExecuted("the log closed the connection at once")
         metrics.RECONNECTS.labels(role).inc()
-        return Link(connection)
+        return link
+
+    async def greet(self, connection: AbstractConnection) -> None:
+        """Connect, authenticate, choose the database."""
+        await cast(Any, connection).connect()
