@@ -100,7 +100,7 @@ async def test_a_key_added_or_revoked_later_is_noticed(
         key = await add_key(database_url)
 
         async def status() -> int:
-            return (await api.post(ORDERS, ORDER, x_api_key=key)).status
+            return int((await api.post(ORDERS, ORDER, x_api_key=key)).status)
 
         async def is_taken() -> bool:
             return await status() == 202

@@ -93,3 +93,13 @@ def test_the_token_comes_from_either_header() -> None:
         with pytest.raises(Rejected) as caught:
             token_of(authorization, api_key)
         assert caught.value.status == 401
+
+
+def test_a_key_found_right_is_still_bound_by_scope_age_and_revocation() -> None:
+    made = ring(KEY)
+    for _ in range(2):
+        assert made.check(MINTED.text, Access.INGEST, 1.0).tenant == 3
+    assert isinstance(refusal(made, MINTED.text, access=Access.ADMIN), Rejected)
+    assert isinstance(refusal(made, MINTED.text, now=3601.0), Overload)
+    made.load([replace(KEY, is_revoked=True)], 2.0)
+    assert isinstance(refusal(made, MINTED.text, now=3.0), Rejected)

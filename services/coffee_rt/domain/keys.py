@@ -134,6 +134,9 @@ class KeyRing:
         self._fresh_seconds = fresh_seconds
         self._keys: dict[str, KnownKey] = {}
         self._principals: dict[str, Principal] = {}
+        # Texts of keys that were found right since the last load: at most one for each key. Looked up by
+        # Python's keyed hash, so the time taken tells nothing about a text that is not among them.
+        self._verified: dict[str, Principal] = {}
         self._loaded_at: float | None = None
 
     def load(self, keys: Iterable[KnownKey], now: float) -> None:
@@ -142,6 +145,7 @@ class KeyRing:
             key.key_id: Principal(key.tenant, key.key_id, key.requests_per_minute, key.scopes)
             for key in self._keys.values()
         }
+        self._verified = {}
         self._loaded_at = now
 
     def age_seconds(self, now: float) -> float:
@@ -171,4 +175,5 @@ class KeyRing:
             raise Rejected(
                 "wrong-scope", f"The API key lacks the scope {access.value!r}.", status=403
             )
+        self._verified[token] = self._principals[key_id]
         return self._principals[key_id]

@@ -94,11 +94,10 @@ class HotApp:
         except ClientGone:
             return None
         if quota is not None:
-            headers = quota.headers()
             if quota.is_exceeded:
                 # The quota's own Retry-After is the exact one.
                 answer.headers = [pair for pair in answer.headers if pair[0] != b"retry-after"]
-            answer.headers += headers
+            answer.limits = quota
         tally.answered(route.name, answer.status, started)
         return answer
 

@@ -10,7 +10,7 @@ import asyncio
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Protocol
 
 import zstandard
 
@@ -78,18 +78,29 @@ class Request:
         self.receive = receive
 
 
+class LimitHeaders(Protocol):
+    """What a rate limit says of itself (rate.Quota), as pairs or as HTTP/1.1 lines."""
+
+    def headers(self) -> Headers: ...
+
+    def to_bytes(self) -> bytes: ...
+
+
 class Answer:
     """Status, headers and body of a response. Mutable until sent: limits add their headers."""
 
-    __slots__ = ("body", "headers", "status")
+    __slots__ = ("body", "headers", "limits", "status")
 
     def __init__(self, status: int, body: bytes, headers: Headers) -> None:
         self.status = status
         self.body = body
         self.headers = headers
+        self.limits: LimitHeaders | None = None
 
     async def send(self, send: Send) -> None:
         """Over ASGI."""
+        if self.limits is not None:
+            self.headers += self.limits.headers()
         self.headers.append((b"content-length", b"%d" % len(self.body)))
         await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
         await send({"type": "http.response.body", "body": self.body})
@@ -100,6 +111,8 @@ class Answer:
         for name, value in self.headers:
             parts += (name, b": ", value, b"\r\n")
             is_last = is_last and name != b"connection"
+        if self.limits is not None:
+            parts.append(self.limits.to_bytes())
         closing = b"connection: close\r\n" if is_last else b""
         parts += (closing, b"content-length: %d\r\n\r\n" % len(self.body), self.body)
         return b"".join(parts)

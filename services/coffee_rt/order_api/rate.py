@@ -17,6 +17,12 @@ SUBJECTS_MAX = 100_000
 """Keys and addresses counted in a window; above it new ones are limited together, as one subject."""
 _OVERFLOW = "everyone-else"
 
+_HEADER_LINES = b"".join(
+    b"%sratelimit-%s: %%d\r\n" % (prefix, name)
+    for prefix in (b"", b"x-")
+    for name in (b"limit", b"remaining", b"reset")
+)
+
 
 class RateStorage(Protocol):
     """What is used of the library `limits` (its asynchronous storages have it)."""
@@ -51,6 +57,12 @@ class Quota(NamedTuple):
         if self.is_exceeded:
             headers.append((b"retry-after", reset))
         return headers
+
+    def to_bytes(self) -> bytes:
+        """The same headers as HTTP/1.1 writes them: one formatting instead of seven."""
+        values = (self.limit, self.remaining, self.reset_seconds)
+        lines = _HEADER_LINES % (values + values)
+        return lines + b"retry-after: %d\r\n" % self.reset_seconds if self.is_exceeded else lines
 
 
 class _Count:
