@@ -51,7 +51,7 @@ lanes: 8
 """
 
 
-async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 20.0) -> None:
+async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 60.0) -> None:
     """Wait for a condition, looking often."""
     async with asyncio.timeout(seconds):
         while True:
@@ -270,7 +270,7 @@ async def test_a_view_added_later_is_filled_while_orders_flow_and_across_a_resta
     first = await bed.start("one")
     await until(bed.is_filled)
     for seed in range(20):
-        await bed.commit(some_orders(50, seed=seed, hours=600))
+        await bed.commit(some_orders(50, seed=seed, hours=120))
     first.terminate()
     assert await asyncio.wait_for(first.wait(), 10) == 0
     (bed.folder / "sales.off").rename(bed.folder / "sales.yaml")

@@ -101,7 +101,8 @@ class FoldLoop:
             lanes = stored.lanes.get(state.definition.name, ())
             for lane in lanes:
                 key = LaneKey(internal, lane)
-                if self._share.is_my_lane(key):
+                # A replacement may have fewer lanes than the view whose lanes the message names.
+                if lane < state.definition.lanes and self._share.is_my_lane(key):
                     self._marked.add(key)
                     if state.is_current:
                         since = self._awaited.get((state.definition.name, lane), (0, now))[1]

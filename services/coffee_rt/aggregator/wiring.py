@@ -38,6 +38,8 @@ class Aggregator:
     publisher: Publisher
     folds: FoldLoop
     backfiller: Backfiller
+    database: CircuitBreaker
+    redis: CircuitBreaker
 
     async def start(self) -> None:
         """Wait for the schema, make missing views, begin to fold. Ready from then on."""
@@ -49,6 +51,7 @@ class Aggregator:
         spawn(self.folds.tell(), "tell")
         spawn(self.backfiller.run(), "backfill")
         spawn(self._expire(), "expire")
+        spawn(self._watch(), "watch")
         self.lifecycle.health.set("views", True, f"{len(self.definitions)} defined")
 
     async def _ensure_views(self) -> None:
@@ -74,6 +77,15 @@ class Aggregator:
                 self.lifecycle.health.set("views", False, str(error))
                 self.lifecycle.log.warning("start waits", reason=str(error))
                 await self.lifecycle.clock.sleep(0.1 + backoff_seconds(attempt, cap=5.0))
+
+    async def _watch(self) -> None:
+        """Report the servers. Without Redis folding goes on, so that alone is no reason to be unready."""
+        health = self.lifecycle.health
+        while True:
+            is_away = self.database.is_open
+            health.set("postgresql", not is_away, "not answering" if is_away else "answering")
+            health.set("redis", True, "not answering" if self.redis.is_open else "answering")
+            await self.lifecycle.clock.sleep(1.0)
 
     async def _expire(self) -> None:
         """Remove rows past their view's retention, now and then."""
@@ -142,6 +154,8 @@ async def wired(settings: AggregatorSettings, lifecycle: Lifecycle) -> AsyncIter
             publisher,
             folds,
             backfiller,
+            database,
+            redis,
         )
     finally:
         await channels.close()

@@ -27,6 +27,8 @@ CHUNK_SECONDS = 3600
 AUDIT_DIFFERENCES_MAX = 1_000
 """Differences reported of one chunk."""
 DAY_SECONDS = 86_400
+CHUNK_SECONDS_MAX = 1800.0
+"""How long recomputing one chunk may take; a view by day over many orders needs more than other statements."""
 EXPIRE_ROWS_MAX = 20_000
 """Rows past a view's retention deleted by one statement."""
 
@@ -54,7 +56,7 @@ class PostgresViewRepairer:
         size = round_up(self._chunk_seconds, bucket)
         first = round_up(max(start or 0, await self.recomputable_from(view)), bucket)
         chunks = []
-        for row in await self._pool.fetch(chunks_sql(view, size)):
+        for row in await self._fetch_slowly(chunks_sql(view, size)):
             stop = row["start"] + size if end is None else min(row["start"] + size, end)
             chunk = Chunk(view, max(row["start"], first), round_up(stop, bucket))
             if chunk.start < chunk.end:
@@ -69,14 +71,14 @@ class PostgresViewRepairer:
                 "SELECT FROM view_lanes WHERE internal = $1 ORDER BY lane FOR UPDATE", chunk.view
             )
             changed: int = await connection.fetchval(
-                rebuild_sql(definition, chunk.view), *_span(chunk)
+                rebuild_sql(definition, chunk.view), *_span(chunk), timeout=CHUNK_SECONDS_MAX
             )
         return changed
 
     async def audit_chunk(self, chunk: Chunk) -> list[AuditDifference]:
         definition = await self._definition(chunk.view)
         query = audit_sql(definition, chunk.view, AUDIT_DIFFERENCES_MAX)
-        rows = await self._pool.fetch(query, *_span(chunk))
+        rows = await self._fetch_slowly(query, *_span(chunk))
         return [_difference(definition, row) for row in rows]
 
     async def mark_backfilled(self, view: str, to: int | None) -> None:
@@ -105,6 +107,10 @@ class PostgresViewRepairer:
             definition.retention_days,
         )
         return int(status.rpartition(" ")[2])
+
+    async def _fetch_slowly(self, query: str, *arguments: Any) -> list[Any]:
+        async with self._pool.transaction() as connection:
+            return list(await connection.fetch(query, *arguments, timeout=CHUNK_SECONDS_MAX))
 
     async def _definition(self, view: str) -> ViewDefinition:
         source = await self._pool.fetchval(
