@@ -138,6 +138,21 @@ async def test_retention_by_two_processes_at_once_is_done_by_one(store: WriteSto
     ]
 
 
+async def test_retention_held_up_by_a_reader_is_finished_later(database_url: str) -> None:
+    async with a_write_store(database_url, command_seconds_max=1) as store:
+        await store.keeper.ensure_partitions(NOW_MS, 0)
+        reader = await asyncpg.connect(database_url)
+        await reader.execute("BEGIN; SELECT count(*) FROM orders")
+        later = NOW_MS + 9 * DAY_MS
+        with pytest.raises(Retryable):
+            await store.keeper.apply_retention(later, 3)
+        await reader.execute("COMMIT")
+        await reader.close()
+        done = await store.keeper.apply_retention(later, 3)
+        assert sorted(done) == ["detached orders_y2025m11d12", "detached orders_y2025m11d13"]
+        assert await store.keeper.partitions() == []
+
+
 async def plan_of(store: WriteStore, query: str, *arguments: Any) -> tuple[set[str], set[str]]:
     """(tables, indexes) that a statement's plan reads."""
     source = await the_pool(store).fetchval(f"EXPLAIN (FORMAT JSON) {query}", *arguments)

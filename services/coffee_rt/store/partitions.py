@@ -168,6 +168,9 @@ async def apply_retention(pool: Pool, now_ms: int, keep_days: int) -> list[str]:
     async with pool.transaction() as guard:
         if not await guard.fetchval("SELECT pg_try_advisory_xact_lock($1)", RETENTION_LOCK):
             return []
+        # Replaces the portal of the statement before, and with it a snapshot: finalizing a detachment
+        # waits for older snapshots, so this transaction would wait for itself.
+        await guard.execute("SELECT 1")
         done = await _drop_detached(pool, await retired_to_ms(pool))
         return done + await _detach(pool, before_ms)
 
