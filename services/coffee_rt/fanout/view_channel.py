@@ -340,8 +340,10 @@ class ViewChannel(Channel):
             if key not in selected:
                 rows = changed.get(audience.tenant, ())
                 selected[key] = [row for row in rows if is_match(audience.filter, row.dimensions)]
-            if selected[key]:
-                self._send(audience, selected[key])
+            # An audience that began after a change has it in its snapshot.
+            fresh = [row for row in selected[key] if row.seq > audience.seq]
+            if fresh:
+                self._send(audience, fresh)
             audience.seq = self.rows.seq
         self.forget_empty_audiences()
 
