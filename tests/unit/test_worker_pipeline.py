@@ -344,7 +344,7 @@ async def test_readers_stop_at_the_stated_limit_while_the_store_is_away(shop: Me
     shop.start(limits=limits)
     await until(lambda: shop.pending() >= 20)
     await asyncio.sleep(0.2)
-    assert shop.pending() <= 10 * 4 + 2 * 16
+    assert shop.pending() <= 10 * 6 + 2 * 16
     await shop.kill()
 
 
@@ -368,6 +368,23 @@ async def test_drain_during_an_outage_leaves_entries_pending_and_ends(shop: Memo
     await until(lambda: shop.pending() == 6)
     await shop.drain()
     assert shop.pending() == 6
+
+
+async def test_drain_does_not_sleep_through_a_long_backoff(shop: MemoryShop) -> None:
+    def away(step: str) -> None:
+        if step == "commit":
+            raise Retryable("PostgreSQL is away")
+
+    shop.database.fault_hook = away
+    await append_many(shop, 2)
+    slow = StoreLimits(suspect_attempts_min=1000, backoff_seconds_max=1000.0)
+    shop.start(limits=replace(LIMITS, store=slow, drain_seconds_max=60.0))
+    await until(lambda: shop.pending() == 2)
+    shop.store_breaker._open_seconds = 1000.0
+    for _ in range(1000):
+        shop.store_breaker.record_failure()
+    await shop.drain()
+    assert shop.pending() == 2
 
 
 async def test_second_group_gets_every_entry_however_slow_it_is(shop: MemoryShop) -> None:

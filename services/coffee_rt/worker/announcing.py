@@ -31,6 +31,7 @@ from coffee_rt.worker.reading import Held
 from coffee_rt.worker.storing import Batch, StoredBatch
 
 RECENT_ORDERS_MAX = 20
+_entry_of = attrgetter("entry")
 
 
 class Announcer:
@@ -78,6 +79,10 @@ class Announcer:
                 self._held.ask_rescan(shard)
 
     async def _publish(self, topic: str, body: bytes) -> None:
+        if self._breaker.is_open:
+            # Waiting for a server that is known to be away would only hold up the next batch.
+            metrics.PUBLISH_FAILURES.inc()
+            return
         try:
             await self._channels.publish(topic, body)
         except Retryable:
@@ -106,7 +111,7 @@ def recent_orders(stored: StoredBatch, decimals: int) -> RecentOrders:
         for write, outcome in zip(stored.batch.writes, committed.outcomes, strict=True)
         if not outcome.seen_before
     ]
-    newest = heapq.nlargest(RECENT_ORDERS_MAX, fresh, key=attrgetter("entry"))
+    newest = heapq.nlargest(RECENT_ORDERS_MAX, fresh, key=_entry_of)
     left_out = {*committed.dead_order_ids, *committed.duplicate_order_ids}
     candidates = [
         order
@@ -138,14 +143,18 @@ def count(stored: StoredBatch, now: float) -> None:
     """Metrics of one commit."""
     batch, committed = stored.batch, stored.committed
     metrics.BATCH_RECORDS.observe(batch.records)
-    oldest = min(write.entry[0] for write in batch.writes)
+    oldest = min(map(_entry_of, batch.writes))[0]
     metrics.STORED_AGE_SECONDS.observe(max(0.0, now - oldest / 1000))
-    seen = sum(outcome.seen_before for outcome in committed.outcomes)
+    seen = orders = duplicates = dead = 0
+    for outcome in committed.outcomes:
+        seen += outcome.seen_before
+        orders += outcome.stored
+        duplicates += outcome.duplicates
+        dead += outcome.dead
     metrics.ENTRIES.labels("seen").inc(seen)
     metrics.ENTRIES.labels("stored").inc(len(committed.outcomes) - seen)
-    metrics.ORDERS_STORED.inc(sum(outcome.stored for outcome in committed.outcomes))
-    metrics.ORDERS_DUPLICATE.inc(sum(outcome.duplicates for outcome in committed.outcomes))
-    dead = sum(outcome.dead for outcome in committed.outcomes)
+    metrics.ORDERS_STORED.inc(orders)
+    metrics.ORDERS_DUPLICATE.inc(duplicates)
     if dead:
         _count_dead(batch, committed, dead)
 

@@ -84,8 +84,8 @@ class Inbox:
         if not self._held:
             self._opened_at = self._clock.monotonic()
         self._held.extend(deliveries)
-        for delivery in deliveries:
-            self._count(delivery, 1)
+        self._records += sum(map(_records_of, deliveries))
+        self._bytes += sum(map(_bytes_of, deliveries))
         self._has_some.set()
         self._signal()
 
@@ -119,20 +119,16 @@ class Inbox:
         while self._held and records < self._records_max and size < self._bytes_max:
             delivery = self._held.popleft()
             taken.append(delivery)
-            self._count(delivery, -1)
-            records += max(1, delivery.records)
+            records += _records_of(delivery)
             size += len(delivery.data)
+        self._records -= records
+        self._bytes -= size
         if not self._held:
             self._has_some.clear()
             if self._is_closed:
                 self._has_some.set()
         self._signal()
         return taken
-
-    def _count(self, delivery: Delivery, sign: int) -> None:
-        # An entry without records (a gap) counts as one: a stream of them has a bound too.
-        self._records += sign * max(1, delivery.records)
-        self._bytes += sign * len(delivery.data)
 
     def _signal(self) -> None:
         if self.is_full or self._is_hurried:
@@ -143,6 +139,15 @@ class Inbox:
             self._has_room.clear()
         else:
             self._has_room.set()
+
+
+def _records_of(delivery: Delivery) -> int:
+    # An entry without records (a gap) counts as one: a stream of them has a bound too.
+    return delivery.records or 1
+
+
+def _bytes_of(delivery: Delivery) -> int:
+    return len(delivery.data)
 
 
 async def wait_at_most(clock: Clock, event: asyncio.Event, seconds: float) -> bool:

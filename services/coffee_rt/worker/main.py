@@ -9,11 +9,12 @@ from coffee_rt.runtime.lifecycle import Lifecycle, serve_http
 from coffee_rt.runtime.settings import SettingsError, load
 from coffee_rt.worker.pipeline import Worker
 from coffee_rt.worker.settings import WorkerSettings
-from coffee_rt.worker.wiring import build_worker
+from coffee_rt.worker.wiring import build_worker, tune_interpreter
 
 
 async def main(lifecycle: Lifecycle, settings: WorkerSettings) -> None:
     """Until drained: health over HTTP beside the pipeline."""
+    tune_interpreter()
     async with build_worker(settings, lifecycle) as worker:
         serving = lifecycle.spawn(
             serve_http(health_app(lifecycle.health), settings, lifecycle), "http"

@@ -36,7 +36,7 @@ ENTRIES_UNKNOWN = metrics.gauge(
 )
 RECORDS_HELD = metrics.gauge(
     "coffee_rt_worker_records_held",
-    "Records read and not yet acknowledged by this worker. Bounded by four batches.",
+    "Records read and not yet acknowledged by this worker. Bounded by six batches.",
 )
 BATCH_RECORDS = metrics.histogram(
     "coffee_rt_worker_batch_records",

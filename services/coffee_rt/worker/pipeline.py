@@ -49,7 +49,7 @@ from coffee_rt.worker.storing import (
 
 APART_BATCHES_MAX = 16
 """Claimed pages and suspects waiting for the lane apart; at the limit, readers wait."""
-UNTOLD_BATCHES_MAX = 2
+UNTOLD_BATCHES_MAX = 1
 """Committed batches waiting to be announced and acknowledged."""
 HEALTH_SECONDS = 1.0
 UNKNOWN_REVIEWED_MAX = 100
@@ -152,6 +152,10 @@ class Worker:
             await _cancel([*beside, drain, *lanes])
         await self._parts.reader.leave()
 
+    async def _pause(self, seconds: float) -> None:
+        """Sleep, but not through the beginning of a drain."""
+        await wait_at_most(self._parts.clock, self._drain, seconds)
+
     async def _start(self) -> None:
         """Prepare store and log, as long as it takes; not ready meanwhile."""
         failures = 0
@@ -167,8 +171,7 @@ class Worker:
                 self._report_health(str(error))
                 self._parts.log.warning("waiting for the servers", error=str(error))
                 cap = self._limits.read.backoff_seconds_max
-                wait = backoff_seconds(failures, cap=cap)
-                await wait_at_most(self._parts.clock, self._drain, wait)
+                await self._pause(backoff_seconds(failures, cap=cap))
                 failures += 1
 
     def _lanes(self) -> list[tuple[str, Coroutine[Any, Any, None]]]:
@@ -189,6 +192,7 @@ class Worker:
             log=self._parts.log,
             limits=self._limits.store,
             is_draining=lambda: self.is_draining,
+            pause=self._pause,
             on_stored=self._untold.put,
             on_dropped=self._held.release,
             offload=self._parts.offload,
@@ -218,6 +222,7 @@ class Worker:
             clock=self._parts.clock,
             limits=self._limits.read,
             is_draining=lambda: self.is_draining,
+            pause=self._pause,
         )
 
     async def _prepare_batches(self) -> None:
@@ -277,10 +282,11 @@ class Worker:
         records = sum(delivery.records for delivery in deliveries)
         offload = self._parts.offload if records >= OFFLOAD_RECORDS_MIN else run_inline
         batch, unknown = await offload(lambda: decode_all(deliveries, decoder, now_ms))
-        self._unknown.difference_update(map(_position, batch.deliveries))
-        self._unknown.update(map(_position, unknown))
-        self._held.release(unknown)
-        metrics.ENTRIES_UNKNOWN.set(len(self._unknown))
+        if unknown or self._unknown:
+            self._unknown.difference_update(map(_position, batch.deliveries))
+            self._unknown.update(map(_position, unknown))
+            self._held.release(unknown)
+            metrics.ENTRIES_UNKNOWN.set(len(self._unknown))
         return batch
 
     async def _review_unknown(self) -> None:

@@ -37,7 +37,7 @@ class Held:
     read again. Shared by all tasks of the worker."""
 
     def __init__(self, shards: int) -> None:
-        self._entries: set[tuple[int, EntryId]] = set()
+        self._entries: list[set[EntryId]] = [set() for _ in range(shards)]
         self._records = 0
         self._rescans = [True] * shards
 
@@ -45,9 +45,9 @@ class Held:
         """Those not held yet; they are from now on."""
         fresh = []
         for delivery in deliveries:
-            key = (delivery.shard, delivery.entry_id)
-            if key not in self._entries:
-                self._entries.add(key)
+            held = self._entries[delivery.shard]
+            if delivery.entry_id not in held:
+                held.add(delivery.entry_id)
                 self._records += delivery.records
                 fresh.append(delivery)
         metrics.RECORDS_HELD.set(self._records)
@@ -55,9 +55,9 @@ class Held:
 
     def release(self, deliveries: Iterable[Delivery]) -> None:
         for delivery in deliveries:
-            key = (delivery.shard, delivery.entry_id)
-            if key in self._entries:
-                self._entries.discard(key)
+            held = self._entries[delivery.shard]
+            if delivery.entry_id in held:
+                held.discard(delivery.entry_id)
                 self._records -= delivery.records
         metrics.RECORDS_HELD.set(self._records)
 
@@ -87,6 +87,7 @@ class ShardReader:
         clock: Clock,
         limits: ReadLimits,
         is_draining: Callable[[], bool],
+        pause: Callable[[float], Awaitable[None]],
     ) -> None:
         self._shard = shard
         self._reader = reader
@@ -98,6 +99,7 @@ class ShardReader:
         self._clock = clock
         self._limits = limits
         self._is_draining = is_draining
+        self._pause = pause
         self._entries = min(FIRST_READ_ENTRIES, limits.entries_max)
         self._records_an_entry = 1.0
         self._claim_at = clock.monotonic()
@@ -110,14 +112,12 @@ class ShardReader:
                 await self._step()
                 failures = 0
             except BreakerOpen as error:
-                await self._clock.sleep(min(error.retry_after_seconds, 1.0))
+                await self._pause(min(error.retry_after_seconds, 1.0))
             except Retryable:
                 # A reply that was lost may have brought entries that only Redis knows are ours.
                 self._held.ask_rescan(self._shard)
                 metrics.READ_FAILURES.labels(str(self._shard)).inc()
-                await self._clock.sleep(
-                    backoff_seconds(failures, cap=self._limits.backoff_seconds_max)
-                )
+                await self._pause(backoff_seconds(failures, cap=self._limits.backoff_seconds_max))
                 failures += 1
 
     async def _step(self) -> None:

@@ -17,9 +17,9 @@ from coffee_rt.store.contract import KEEP_DAYS_MIN
 class WorkerSettings(ProcessSettings):
     """COFFEE_RT_WORKER_* and what all processes share.
 
-    Memory: at most four batches are held (gathering, being prepared, waiting, being committed), each of
-    `batch_records_max` records or `batch_bytes_max` bytes (times about 8 as Python objects), plus one read a
-    shard.
+    Memory: at most six batches are held (gathering, prepared, waiting, committed, waiting and being
+    acknowledged), each of `batch_records_max` records or `batch_bytes_max` bytes (times about 8 as Python
+    objects), plus one read a shard and the lane apart's 16 pages of claimed entries.
     """
 
     process: ClassVar[str] = "worker"

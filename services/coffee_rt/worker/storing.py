@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Protocol, TypeVar
 
 from coffee_rt.errors import BreakerOpen, Bug, NotExecuted, Retryable
@@ -31,6 +32,7 @@ from coffee_rt.worker import metrics
 from coffee_rt.worker.decoding import EntryDecoder
 
 T = TypeVar("T")
+_records_of = attrgetter("records")
 
 
 class Offload(Protocol):
@@ -63,7 +65,7 @@ class Batch:
 
     @property
     def records(self) -> int:
-        return sum(write.records for write in self.writes)
+        return sum(map(_records_of, self.writes))
 
     def halves(self) -> list[Batch]:
         middle = len(self.writes) // 2
@@ -102,6 +104,7 @@ class BatchStorer:
         log: Log,
         limits: StoreLimits,
         is_draining: Callable[[], bool],
+        pause: Callable[[float], Awaitable[None]],
         on_stored: Callable[[StoredBatch], Awaitable[None]],
         on_dropped: Callable[[Sequence[Delivery]], None],
         offload: Offload,
@@ -113,6 +116,7 @@ class BatchStorer:
         self._log = log
         self._limits = limits
         self._is_draining = is_draining
+        self._pause = pause
         self._on_stored = on_stored
         self._on_dropped = on_dropped
         self._offload = offload
@@ -197,15 +201,13 @@ class BatchStorer:
         if self._is_draining():
             return batch
         if isinstance(error, BreakerOpen):
-            await self._clock.sleep(min(error.retry_after_seconds, 1.0))
+            await self._pause(min(error.retry_after_seconds, 1.0))
             return batch
         metrics.COMMIT_FAILURES.labels("retryable").inc()
         self._log.warning(
             "commit failed", entries=len(batch.writes), attempt=batch.failures, error=str(error)
         )
-        await self._clock.sleep(
-            backoff_seconds(batch.failures, cap=self._limits.backoff_seconds_max)
-        )
+        await self._pause(backoff_seconds(batch.failures, cap=self._limits.backoff_seconds_max))
         if isinstance(error, NotExecuted | ViewsTooNew):
             return batch
         return replace(batch, failures=batch.failures + 1)
