@@ -32,8 +32,8 @@ NOT_BUILT = b"""<!doctype html>
 <head><meta charset="utf-8"><title>coffee-rt</title></head>
 <body>
 <h1>The dashboard page is not built</h1>
-<p>Everything else works. To build the page, run in the source tree:</p>
-<pre>scripts/build-page</pre>
+<p>Everything else works. <code>scripts/up</code> builds the page; or, in the source tree:</p>
+<pre>python hatch_build.py</pre>
 <p>then start this process again. An installed wheel always contains the page.</p>
 </body>
 </html>
