@@ -9,20 +9,23 @@ from typing import Any
 from fastapi import FastAPI
 
 from coffee_rt.domain.keys import KeyRing
+from coffee_rt.errors import Rejected, Retryable
 from coffee_rt.query_api.app import Authorizer, build_app
 from coffee_rt.query_api.authority import KeyAuthority, OpenAuthority
 from coffee_rt.query_api.finding import OrderFinder
 from coffee_rt.query_api.freshness import LagTracker
 from coffee_rt.query_api.service import QueryService
 from coffee_rt.query_api.settings import QueryApiSettings
-from coffee_rt.runtime.breaker import CircuitBreaker
+from coffee_rt.runtime.breaker import CircuitBreaker, backoff_seconds
 from coffee_rt.runtime.lifecycle import Lifecycle
+from coffee_rt.runtime.settings import SettingsError
 from coffee_rt.store.contract import ViewReader
 from coffee_rt.store.keys import PostgresApiKeys
 from coffee_rt.store.pool import Pool, create_pool
 from coffee_rt.store.queries import PostgresOrderReader
 from coffee_rt.store.view_catalogue import PostgresViewCatalogue
 from coffee_rt.store.view_reads import PostgresViewReader
+from coffee_rt.streams.keeper import RedisKeeper
 from coffee_rt.streams.redis_log import RedisLog
 
 STORE_GROUP = "workers"
@@ -62,6 +65,7 @@ async def wired(settings: QueryApiSettings, lifecycle: Lifecycle) -> AsyncIterat
         catalogue_seconds=settings.catalogue_seconds_max,
     )
     lifecycle.spawn(lag.run(), "lag")
+    lifecycle.spawn(_check_install(keeper, lifecycle), "install")
     authorizer = await _authority(settings, primary, lifecycle)
     # Reads degrade one by one (each answer says what is away), so the process itself is always ready.
     lifecycle.health.set("query-api", True, "serving")
@@ -72,6 +76,20 @@ async def wired(settings: QueryApiSettings, lifecycle: Lifecycle) -> AsyncIterat
         for pool in (primary, replica):
             if pool is not None:
                 await pool.close()
+
+
+async def _check_install(keeper: RedisKeeper, lifecycle: Lifecycle) -> None:
+    """End the process where the log has another number of shards: it would look for orders in vain."""
+    attempt = 0
+    while True:
+        try:
+            await keeper.start()
+            return
+        except Rejected as error:
+            raise SettingsError(error.detail) from None
+        except Retryable:
+            await lifecycle.clock.sleep(backoff_seconds(attempt))
+            attempt += 1
 
 
 async def _replica_pool(settings: QueryApiSettings) -> Pool | None:
