@@ -7,6 +7,7 @@ while Redis is away each pod limits on its own.
 
 from __future__ import annotations
 
+import asyncio
 from typing import NamedTuple, Protocol
 
 from coffee_rt.order_api.metrics import RATE_UNSETTLED
@@ -15,6 +16,8 @@ from coffee_rt.runtime.clock import Clock
 WINDOW_SECONDS = 60
 SUBJECTS_MAX = 100_000
 """Keys and addresses counted in a window; above it new ones are limited together, as one subject."""
+SETTLED_AT_ONCE = 16
+"""Increments under way at once; each takes a connection."""
 _OVERFLOW = "everyone-else"
 
 _HEADER_LINES = b"".join(
@@ -105,19 +108,25 @@ class RateLimiter:
     async def settle(self) -> None:
         """Add what came here to what the pods share, and forget windows that are over."""
         window = int(self._clock.now() // WINDOW_SECONDS)
+        waiting: list[tuple[str, _Count]] = []
         for subject, count in list(self._counts.items()):
             if count.window != window:
-                if self._counts.get(subject) is count:
-                    del self._counts[subject]
-                continue
-            if count.pending:
-                amount = count.pending
-                try:
-                    total = await self._storage.incr(
-                        f"{self._prefix}:{subject}:{window}", 2 * WINDOW_SECONDS, amount
-                    )
-                except StorageAway:
-                    RATE_UNSETTLED.inc()
-                    return
-                count.pending -= amount
-                count.settled = total
+                del self._counts[subject]
+            elif count.pending:
+                waiting.append((subject, count))
+        for start in range(0, len(waiting), SETTLED_AT_ONCE):
+            try:
+                await asyncio.gather(
+                    *(self._settle(*pair) for pair in waiting[start : start + SETTLED_AT_ONCE])
+                )
+            except StorageAway:
+                RATE_UNSETTLED.inc()
+                return
+
+    async def _settle(self, subject: str, count: _Count) -> None:
+        amount = count.pending
+        total = await self._storage.incr(
+            f"{self._prefix}:{subject}:{count.window}", 2 * WINDOW_SECONDS, amount
+        )
+        count.pending -= amount
+        count.settled = total

@@ -137,7 +137,9 @@ class OrderRoutes:
             detail = f"The batch has {len(records)} records; at most {settings.batch_records_max}."
             raise Rejected("too-many-records", detail, status=413)
         tenant = exchange.visit.principal.tenant
-        result = await self._batches.place(records, tenant, key, _trace(head))
+        parent = tracing.extract(_trace(head))
+        with tracing.span("order_api.batch", parent=parent, records=len(records)):
+            result = await self._batches.place(records, tenant, key, tracing.inject())
         self._count(result)
         if result.last_error is not None and not result.accepted and not result.rejected:
             raise result.last_error

@@ -14,7 +14,7 @@ from limits.errors import StorageError
 from coffee_rt.channels.redis import RedisChannels
 from coffee_rt.domain.intake import Catalogue, Intake
 from coffee_rt.domain.keys import KeyRing
-from coffee_rt.errors import NotExecuted, Retryable
+from coffee_rt.errors import Retryable
 from coffee_rt.order_api.acks import Acks
 from coffee_rt.order_api.app import build_app
 from coffee_rt.order_api.background import (
@@ -32,7 +32,7 @@ from coffee_rt.order_api.placing import OrderPlacer
 from coffee_rt.order_api.rate import RateLimiter, StorageAway
 from coffee_rt.order_api.routes import BATCH_PATH, ORDERS_PATH, OrderRoutes
 from coffee_rt.order_api.settings import OrderApiSettings
-from coffee_rt.runtime.breaker import CircuitBreaker
+from coffee_rt.runtime.breaker import CircuitBreaker, backoff_seconds
 from coffee_rt.runtime.lifecycle import Lifecycle
 from coffee_rt.runtime.settings import SettingsError
 from coffee_rt.store.keys import PostgresApiKeys
@@ -127,7 +127,8 @@ async def open_order_api(
         return await keeper.is_settled(WORKERS_GROUP, position)
 
     try:
-        await _greet_log(producer, lifecycle)
+        if not await _greet_log(producer, lifecycle):
+            lifecycle.spawn(_keep_greeting(producer, lifecycle), "greet-log")
         acks = Acks(channels, is_settled, clock, waits_max=settings.ack_waits_max)
         admission = Admission(keeper, WORKERS_GROUP, clock, admission_limits(settings))
         watch = IntakeWatch(
@@ -178,13 +179,22 @@ def assemble(
     return HotApp(build_app(lifecycle.health), gate, routes, tally)
 
 
-async def _greet_log(producer: GroupProducer, lifecycle: Lifecycle) -> None:
-    """Connect and learn the clock; an absent Redis is no reason not to start. Another installation is:
-    the Rejected passes through."""
+async def _greet_log(producer: GroupProducer, lifecycle: Lifecycle) -> bool:
+    """Connect, check the installation, learn the clock; False while Redis is away, which is no reason not
+    to start. Another installation is: the Rejected passes through."""
     try:
         await producer.start()
-    except (NotExecuted, Retryable) as error:
+    except Retryable as error:
         lifecycle.log.warning("the log is away", reason=str(error))
+        return False
+    return True
+
+
+async def _keep_greeting(producer: GroupProducer, lifecycle: Lifecycle) -> None:
+    attempt = 0
+    while not await _greet_log(producer, lifecycle):
+        await lifecycle.clock.sleep(1 + backoff_seconds(attempt))
+        attempt += 1
 
 
 @asynccontextmanager

@@ -1,0 +1,102 @@
+"""The shared rate limit: exact within a pod, added up between pods, each on its own while Redis is away."""
+
+from __future__ import annotations
+
+from coffee_rt.order_api.rate import Quota, RateLimiter, StorageAway
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.at = 600.0
+
+    def now(self) -> float:
+        return self.at
+
+    def monotonic(self) -> float:
+        return self.at
+
+    async def sleep(self, seconds: float) -> None:
+        self.at += seconds
+
+
+class Storage:
+    """What the pods share."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+        self.is_away = False
+
+    async def incr(self, key: str, expiry: int, amount: int = 1) -> int:
+        if self.is_away:
+            raise StorageAway
+        assert expiry >= 60
+        self.counts[key] = self.counts.get(key, 0) + amount
+        return self.counts[key]
+
+
+def pods(count: int) -> tuple[Clock, Storage, list[RateLimiter]]:
+    clock, storage = Clock(), Storage()
+    return clock, storage, [RateLimiter(storage, clock, "t") for _ in range(count)]
+
+
+def taken(pod: RateLimiter, times: int, subject: str = "key:a", limit: int = 10) -> int:
+    return sum(not pod.take(subject, limit).is_exceeded for _ in range(times))
+
+
+async def test_one_pod_takes_exactly_the_limit() -> None:
+    clock, _storage, [pod] = pods(1)
+    assert taken(pod, 25) == 10
+    assert taken(pod, 25, "key:b") == 10
+    clock.at += 60
+    assert taken(pod, 25) == 10
+
+
+async def test_pods_add_up_when_they_settle() -> None:
+    _clock, _storage, [one, two] = pods(2)
+    assert taken(one, 7) == 7
+    await one.settle()
+    assert taken(two, 1) == 1
+    await two.settle()
+    assert taken(two, 9) == 2
+    await two.settle()
+    await one.settle()
+    assert (
+        taken(one, 9) == 3
+    )  # Not told of the others' since it settled; told when it settles next.
+    await one.settle()
+    assert taken(one, 9) == 0
+
+
+async def test_refused_requests_are_not_counted() -> None:
+    _clock, storage, [pod] = pods(1)
+    taken(pod, 1000)
+    await pod.settle()
+    assert list(storage.counts.values()) == [10]
+
+
+async def test_while_redis_is_away_each_pod_limits_on_its_own() -> None:
+    _clock, storage, [pod] = pods(1)
+    storage.is_away = True
+    assert taken(pod, 6) == 6
+    await pod.settle()
+    assert taken(pod, 6) == 4
+    storage.is_away = False
+    await pod.settle()
+    assert list(storage.counts.values()) == [10]
+
+
+async def test_minutes_that_are_over_are_forgotten() -> None:
+    clock, _storage, [pod] = pods(1)
+    for number in range(100):
+        pod.take(f"address:{number}", 10)
+    clock.at += 60
+    await pod.settle()
+    assert pod._counts == {}
+
+
+def test_both_forms_of_the_headers_say_the_same() -> None:
+    for is_exceeded in (False, True):
+        quota = Quota(10, 3, 42, is_exceeded)
+        text = b"".join(b"%b: %b\r\n" % pair for pair in quota.headers())
+        assert text == quota.to_bytes()
+        assert (b"retry-after: 42" in text) == is_exceeded
