@@ -20,7 +20,7 @@ export const DRINKS_SHOWN = 8;
 /** Stores with a colour of their own; the others are drawn together. */
 export const STORES_COLOURED = 6;
 export const ORDERS_SHOWN = 30;
-/** Draw at most this often: faster is not seen, and phones get warm. */
-export const DRAW_MS_MIN = 100;
+/** Draw at most this often: an order after a pause is drawn at once, and phones stay cool under many. */
+export const DRAW_MS_MIN = 200;
 /** A connection that is back within this time needs no banner. */
 export const BANNER_AFTER_MS = 1_500;
