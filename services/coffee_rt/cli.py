@@ -88,7 +88,7 @@ def up(
     from coffee_rt.embedded.up import run_up
 
     options = UpOptions(data_dir, host, port, simulate, redis_url, database_url, views)
-    raise typer.Exit(run_up(options, _say))
+    raise typer.Exit(run_up(options, _say, main))
 
 
 @app.command(rich_help_panel=_START)
@@ -136,7 +136,9 @@ def simulate(
 )
 def bench(context: typer.Context) -> None:
     """Measure every path beside its ceiling and its baselines (see `bench --help`)."""
-    raise typer.Exit(import_module("coffee_rt.bench.main").run(context.args))
+    from coffee_rt.bench.main import run
+
+    raise typer.Exit(run(context.args))
 
 
 def _add_process(name: str, help: str) -> None:  # noqa: A002

@@ -193,7 +193,7 @@ def test_a_third_view_is_kept_from_the_next_start_on(tmp_path: Path) -> None:
     views.mkdir()
     (views / "by_store.yaml").write_text(
         "name: by_store\nbucket: day\ndimensions: [store]\n"
-        "measures:\n  orders: {kind: count}\n  revenue: {kind: sum, of: revenue}\n"
+        "measures:\n  orders: count\n  revenue: {sum: revenue}\n"
     )
     with running(tmp_path / "data") as up:
         post_order(up.address)

@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
@@ -36,6 +37,9 @@ _PRELOADED = (
 """What most processes import. No process's own modules: each would then show the others' metrics."""
 
 
+Entry = Callable[[], None]
+
+
 class ForkedProcess:
     """One running process; looks like a subprocess.Popen where the supervisor needs it."""
 
@@ -53,9 +57,11 @@ class ForkedProcess:
 
 
 class Warm:
-    """The helper. One a supervisor; `fork` waits until its imports are done."""
+    """The helper. One a supervisor; `fork` waits until its imports are done. `entry` is what the command
+    `coffee-rt` calls: given, since nothing here may import the command line."""
 
-    def __init__(self) -> None:
+    def __init__(self, entry: Entry) -> None:
+        self._entry = entry
         self._context = multiprocessing.get_context("forkserver")
 
     def begin(self) -> None:
@@ -65,7 +71,9 @@ class Warm:
 
     def fork(self, arguments: list[str], environ: dict[str, str], log: Path) -> ForkedProcess:
         """Run `coffee-rt ARGUMENTS` with exactly this environment. May be called from any thread."""
-        process = self._context.Process(target=_become, args=(arguments, environ, str(log)))
+        process = self._context.Process(
+            target=_become, args=(self._entry, arguments, environ, str(log))
+        )
         process.start()
         return ForkedProcess(process)
 
@@ -78,7 +86,7 @@ def _end_with_parent() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _become(arguments: list[str], environ: dict[str, str], log: str) -> None:
+def _become(entry: Entry, arguments: list[str], environ: dict[str, str], log: str) -> None:
     """In the fork: become `coffee-rt ARGUMENTS`."""
     os.setsid()
     if sys.platform == "linux":
@@ -93,7 +101,5 @@ def _become(arguments: list[str], environ: dict[str, str], log: str) -> None:
     # Written, never read, here: what the process will load its settings from.
     os.environ.clear()
     os.environ.update(environ)
-    from coffee_rt.cli import main
-
     sys.argv = ["coffee-rt", *arguments]
-    main()
+    entry()

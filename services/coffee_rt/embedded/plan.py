@@ -111,6 +111,8 @@ def process_environ(options: UpOptions, ports: Ports, process: str) -> dict[str,
         environ["COFFEE_RT_AGGREGATOR_VIEWS_DIR"] = str(options.views_dir.absolute())
     if process == "fanout":
         environ["COFFEE_RT_FANOUT_WEBSOCKET_PORT"] = str(ports.fanout_websocket)
+        # A few browsers, not a crowd to send away without a stampede.
+        environ["COFFEE_RT_FANOUT_DRAIN_SECONDS"] = "0.5"
     return environ
 
 

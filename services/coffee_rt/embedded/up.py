@@ -14,7 +14,7 @@ import signal
 from collections.abc import Awaitable, Callable, Iterator
 
 from coffee_rt.embedded.directory import DataDirectory
-from coffee_rt.embedded.forks import Warm
+from coffee_rt.embedded.forks import Entry, Warm
 from coffee_rt.embedded.plan import (
     GRACE_SECONDS,
     PROCESSES,
@@ -35,18 +35,20 @@ MIGRATE_SECONDS_MAX = 600.0
 BOUND_LOGS_SECONDS = 30.0
 
 
-def run_up(options: UpOptions, say: Say) -> int:
-    """Run until a signal; the exit code. Raises ServerProblem when it can't start."""
+def run_up(options: UpOptions, say: Say, entry: Entry) -> int:
+    """Run until a signal; the exit code. `entry` is the command line's, which the processes become.
+
+    Raises ServerProblem when it can't start.
+    """
     directory = DataDirectory(options.data_dir)
     directory.open()
     try:
-        return asyncio.run(_run(options, directory, say))
+        return asyncio.run(_run(House(options, directory, say, entry), say))
     finally:
         directory.close()
 
 
-async def _run(options: UpOptions, directory: DataDirectory, say: Say) -> int:
-    house = House(options, directory, say)
+async def _run(house: House, say: Say) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -71,13 +73,15 @@ async def _run(options: UpOptions, directory: DataDirectory, say: Say) -> int:
 class House:
     """Everything one `up` runs. Owned by its event loop."""
 
-    def __init__(self, options: UpOptions, directory: DataDirectory, say: Say) -> None:
+    def __init__(
+        self, options: UpOptions, directory: DataDirectory, say: Say, entry: Entry
+    ) -> None:
         self._options = options
         self._directory = directory
         self._say = say
         self._supervisor = Supervisor(say, directory.path / "pids")
         self._ports = reserve_ports(options.host, options.port)
-        self._warm = Warm()
+        self._warm = Warm(entry)
         self._base: dict[str, str] = {}
         self._servers = [self._server_part(server) for server in self._embedded_servers()]
         self._processes = {name: self._process_part(name) for name in PROCESSES}
