@@ -21,9 +21,10 @@ from tests.view_writing import (
 from coffee_rt.domain.orders import Order
 from coffee_rt.domain.views import lane_of
 from coffee_rt.errors import Retryable
-from coffee_rt.store.contract import BadData, LaneKey
+from coffee_rt.store.contract import BadData, LaneKey, ViewQuery
 from coffee_rt.store.view_catalogue import PostgresViewCatalogue
 from coffee_rt.store.view_fold import PostgresViewFolder
+from coffee_rt.store.view_reads import PostgresViewReader
 from coffee_rt.store.view_tables import load_catalogue
 
 pytestmark = pytest.mark.integration
@@ -291,3 +292,41 @@ async def test_deltas_are_encoded_as_their_tables_read_them(database_url: str) -
         (1, 450, 450),
         (1, 100_000_000, 10_000),
     ]
+
+
+async def test_a_read_beside_folds_never_misses_or_doubles(database_url: str) -> None:
+    """Folded and unfolded in one statement: what a fold moves is always on exactly one side."""
+    async with a_pool(database_url) as pool:
+        view = await a_live_view(pool, lanes=2)
+        folder = PostgresViewFolder(pool)
+        orders = [an_order(store=f"s{number % 7}") for number in range(300)]
+        for start in range(0, 300, 3):
+            await commit_orders(pool, orders[start : start + 3])
+        query = ViewQuery("sales", 0, 0, NOW_MS // 1000 + 3600, group_by=(), is_total=True)
+        reader = PostgresViewReader(pool)
+        folding = asyncio.create_task(fold_all(folder, view, deltas_max=2))
+        reads = 0
+        while not folding.done():
+            [total] = (await reader.query(query)).rows
+            assert total["orders"] == 300
+            reads += 1
+        assert await folding > 50
+        assert reads > 5
+        [total] = (await reader.query(query)).rows
+        assert total["orders"] == 300
+
+
+async def test_several_lanes_fold_in_one_call_and_held_ones_are_left_out(
+    database_url: str,
+) -> None:
+    orders = some_orders(40)
+    async with a_pool(database_url) as pool:
+        view = await a_live_view(pool, lanes=3)
+        await commit_orders(pool, orders)
+        folder = PostgresViewFolder(pool)
+        async with pool.transaction() as other:
+            await other.execute("SELECT FROM view_lanes WHERE lane = 1 FOR UPDATE")
+            folds = await folder.fold_lanes(view.internal, [2, 1, 0], 100, 100)
+            assert [fold.lane for fold in folds] == [0, 2]
+        assert [fold.lane for fold in await folder.fold_lanes(view.internal, [0, 1], 100, 9)] == [1]
+        assert await stored_rows(pool, view) == expected_rows(view.definition, orders)
