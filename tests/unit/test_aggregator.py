@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from coffee_rt.aggregator.backfill import Backfiller
+from coffee_rt.aggregator.backfill import Backfiller, bar_of
 from coffee_rt.aggregator.core import SETTLE_SECONDS, FoldLimits, FoldLoop
 from coffee_rt.aggregator.lanes import LaneShare, owner_of
 from coffee_rt.aggregator.publishing import Publisher
@@ -403,3 +403,8 @@ async def test_a_replacement_is_compared_before_it_takes_over(
     assert len(compared) >= 4
     [state] = await bed.catalogue.views()
     assert (state.internal, state.is_current, state.is_live) == ("sales_2", True, True)
+
+
+def test_a_bar_shows_how_far_a_backfill_is() -> None:
+    assert bar_of(0, 3, 6) == "[......] 0 of 3 chunks"
+    assert bar_of(2, 3, 6) == "[####..] 2 of 3 chunks"

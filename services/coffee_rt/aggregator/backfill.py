@@ -143,4 +143,10 @@ class Backfiller:
         now = self._clock.monotonic()
         if now - self._logged_at >= LOG_SECONDS and done < total:
             self._logged_at = now
-            self._log.info("backfill", view=view, chunks_done=done, chunks=total)
+            self._log.info("backfill", view=view, progress=bar_of(done, total))
+
+
+def bar_of(done: int, total: int, width: int = 20) -> str:
+    """A progress bar for a line of log."""
+    filled = width * done // total
+    return f"[{'#' * filled}{'.' * (width - filled)}] {done} of {total} chunks"
