@@ -54,10 +54,10 @@ export class LiveData {
     return computeFigures(sources, this.#store, this.client.serverNow());
   }
 
-  /** What the server refuses us, in its words. */
+  /** What the server refuses us, in its words. One that has just started only needs a moment. */
   refusals(): string[] {
-    return [this.#hourly, this.#minutely, this.#ticker].flatMap((subscription) =>
-      subscription.error === null ? [] : [`${subscription.channel}: ${subscription.error.detail}`],
+    return [this.#hourly, this.#minutely, this.#ticker].flatMap(({ channel, error }) =>
+      error === null || error.code === "loading" ? [] : [`${channel}: ${error.detail}`],
     );
   }
 
