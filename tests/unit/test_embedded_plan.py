@@ -89,7 +89,7 @@ def _target(method: str, path: str) -> int:
         ("POST", "/api/v1/orders", 10),
         ("POST", "/api/v1/orders/batch", 10),
         ("GET", "/api/v1/orders/openapi.json", 10),
-        ("GET", "/api/docs", 10),
+        ("GET", "/api/query/openapi.json", 20),
         ("POST", "/api/order", 10),
         ("POST", "/api/v1/order", 10),
         ("POST", "/api/v2/order", 10),

@@ -32,7 +32,6 @@ _UNAVAILABLE = json.dumps(
 _ORDER_PATHS_ANY_METHOD = [
     "/api/v1/orders/batch",
     "/api/v1/orders/openapi.json",
-    "/api/docs",
     "/api/order",
     "/api/v1/order",
     "/api/v2/order",

@@ -24,7 +24,7 @@ def build_app(health: Health) -> FastAPI:
         title="coffee-rt orders",
         version=__version__,
         openapi_url=OPENAPI_PATH,
-        docs_url="/api/docs",
+        docs_url=None,
         redoc_url=None,
     )
     add_health_routes(app, health)

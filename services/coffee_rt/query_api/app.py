@@ -42,7 +42,7 @@ def build_app(
     app = FastAPI(
         title="coffee-rt queries",
         version=__version__,
-        docs_url="/api/query/docs",
+        docs_url=None,
         redoc_url=None,
         openapi_url="/api/query/openapi.json",
     )
