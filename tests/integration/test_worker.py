@@ -23,6 +23,7 @@ from coffee_rt.domain.wire import encode_record
 from coffee_rt.runtime.lifecycle import Lifecycle
 from coffee_rt.runtime.settings import DatabaseSettings, RedisSettings, environment, to_environ
 from coffee_rt.store.definitions import load_definitions
+from coffee_rt.store.migrations import migrate
 from coffee_rt.store.pool import create_pool
 from coffee_rt.store.view_catalogue import PostgresViewCatalogue
 from coffee_rt.streams.contract import Append
@@ -363,6 +364,24 @@ async def test_killed_workers_lose_nothing_and_double_nothing(bed: Bed) -> None:
     )
     assert total is not None
     assert (total["stored"], total["records"], total["dead"]) == (len(placed), len(placed), 0)
+
+
+async def test_worker_waits_for_the_migrations_and_says_so(
+    bed: Bed, empty_database_url: str
+) -> None:
+    child = await bed.spawn("early", database=DatabaseSettings(url=empty_database_url))
+    host, port = await address_of(child)
+
+    async def says_so() -> bool:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"http://{host}:{port}/readyz") as answer,
+        ):
+            return answer.status == 503 and "coffee-rt migrate" in await answer.text()
+
+    await until(says_so, 20)
+    await migrate(empty_database_url)
+    await until(lambda: answers(host, port, "/readyz", 200), 30)
 
 
 async def test_other_number_of_shards_does_not_start(bed: Bed) -> None:

@@ -83,8 +83,9 @@ class WorkerParts:
     health: Health
     log: Log
     offload: Offload = run_inline
-    check_log: Callable[[], Awaitable[None]] | None = None
-    """Raises Rejected where the log was installed otherwise, Retryable while it is away."""
+    check_servers: Callable[[], Awaitable[None]] | None = None
+    """Raises Retryable while a server is away or not yet migrated, Rejected where the log was installed
+    otherwise."""
 
 
 class Worker:
@@ -161,10 +162,10 @@ class Worker:
         failures = 0
         while not self.is_draining:
             try:
+                if self._parts.check_servers is not None:
+                    await self._parts.check_servers()
                 await self._caretaker.prepare_store()
                 await self._parts.writer.refresh_catalogue()
-                if self._parts.check_log is not None:
-                    await self._parts.check_log()
                 await self._caretaker.prepare_log()
                 return
             except Retryable as error:

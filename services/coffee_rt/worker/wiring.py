@@ -8,9 +8,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from coffee_rt.channels.redis import RedisChannels
+from coffee_rt.errors import Retryable
 from coffee_rt.runtime.breaker import CircuitBreaker
 from coffee_rt.runtime.lifecycle import Lifecycle
 from coffee_rt.store.keeper import PostgresKeeper
+from coffee_rt.store.migrations import pending_migrations
 from coffee_rt.store.orders import PostgresOrderWriter
 from coffee_rt.store.pool import create_pool
 from coffee_rt.streams.redis_log import RedisLog
@@ -88,6 +90,13 @@ async def build_worker(settings: WorkerSettings, lifecycle: Lifecycle) -> AsyncI
             clock=lifecycle.clock,
         )
 
+    async def check_servers() -> None:
+        async with pool.connection() as connection:
+            missing = await pending_migrations(connection)
+        if missing:
+            raise Retryable(f"the database lacks {', '.join(missing)}: run coffee-rt migrate")
+        await log_keeper.start()
+
     parts = WorkerParts(
         reader=log.reader(settings.group, settings.instance),
         log_keeper=log_keeper,
@@ -100,7 +109,7 @@ async def build_worker(settings: WorkerSettings, lifecycle: Lifecycle) -> AsyncI
         health=lifecycle.health,
         log=lifecycle.log,
         offload=run_in_thread,
-        check_log=log_keeper.start,
+        check_servers=check_servers,
     )
     try:
         yield Worker(parts, limits_of(settings))
