@@ -11,7 +11,7 @@ import pytest
 
 from coffee_rt.aggregator.backfill import Backfiller, bar_of
 from coffee_rt.aggregator.core import SETTLE_SECONDS, FoldLimits, FoldLoop
-from coffee_rt.aggregator.lanes import LaneShare, owner_of
+from coffee_rt.aggregator.lanes import LaneShare
 from coffee_rt.aggregator.publishing import Publisher
 from coffee_rt.channels.memory import MemoryChannels
 from coffee_rt.channels.messages import Stored, decode_beacon, decode_view_change
@@ -20,7 +20,7 @@ from coffee_rt.domain.views import compute_deltas, lane_of
 from coffee_rt.errors import BreakerOpen, Retryable
 from coffee_rt.runtime.breaker import CircuitBreaker
 from coffee_rt.runtime.logs import get_log
-from coffee_rt.store.contract import BadData, EntryWrite, LaneKey, LaneWork
+from coffee_rt.store.contract import BadData, EntryWrite, LaneKey
 from coffee_rt.store.memory import MemoryOrderWriter
 from coffee_rt.store.memory_database import MemoryDatabase
 from coffee_rt.store.memory_views import MemoryViewCatalogue, MemoryViewFolder, MemoryViewRepairer
@@ -123,32 +123,6 @@ async def bed() -> Bed:
     made = Bed()
     await made.catalogue.ensure_views([a_view(retention_days=36_500)])
     return made
-
-
-def test_lanes_are_shared_evenly_and_only_a_leavers_lanes_move() -> None:
-    subjects = [f"view/{lane}" for lane in range(300)]
-    three = {subject: owner_of(subject, ["a", "b", "c"]) for subject in subjects}
-    two = {subject: owner_of(subject, ["a", "b"]) for subject in subjects}
-    for member in "abc":
-        assert 60 < sum(owner == member for owner in three.values()) < 140
-    assert all(two[s] == three[s] for s in subjects if three[s] != "c")
-    assert owner_of("view/1", []) is None
-
-
-def test_a_lane_is_stolen_when_its_owner_leaves_it_waiting() -> None:
-    share = LaneShare("one", steal_seconds=1.0)
-    share.set_members(["one", "two"])
-    keys = [LaneKey("v", lane) for lane in range(16)]
-    theirs = next(key for key in keys if not share.is_my_lane(key))
-    mine = next(key for key in keys if share.is_my_lane(key))
-    works = [LaneWork(theirs, 1, 0.0, version=5), LaneWork(mine, 1, 0.0, version=2)]
-    assert share.choose(works, 10.0) == ({mine}, set())
-    assert share.choose(works, 10.9) == ({mine}, set())
-    assert share.choose(works, 11.0) == ({mine}, {theirs})
-    moved = [LaneWork(theirs, 1, 0.0, version=6)]
-    assert share.choose(moved, 11.1) == (set(), set())
-    assert share.choose([], 11.5) == (set(), set())
-    assert share.choose(moved, 12.2) == (set(), set())
 
 
 async def test_a_poked_lane_is_folded_and_published(bed: Bed) -> None:

@@ -55,7 +55,7 @@ class Aggregator:
         self.lifecycle.health.set("views", True, f"{len(self.definitions)} defined")
 
     async def _ensure_views(self) -> None:
-        async with self.pool.connection() as connection:
+        async with self.pool.transaction() as connection:
             missing = await pending_migrations(connection)
         if missing:
             raise Retryable(f"the database lacks {', '.join(missing)}: run `coffee-rt migrate`")

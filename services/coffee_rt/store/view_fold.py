@@ -136,7 +136,7 @@ class PostgresViewFolder:
         return number or 0
 
     async def _load(self) -> Catalogue:
-        async with self._pool.connection() as connection:
+        async with self._pool.transaction() as connection:
             self._catalogue = await load_catalogue(connection)
         return self._catalogue
 

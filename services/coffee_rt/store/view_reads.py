@@ -125,7 +125,7 @@ class PostgresViewReader:
     async def _find(self, name: str) -> LiveView:
         now = self._clock.monotonic()
         if now - self._loaded_at > CATALOGUE_SECONDS_MAX:
-            async with self._pool.connection() as connection:
+            async with self._pool.transaction() as connection:
                 self._catalogue = await load_catalogue(connection)
             self._loaded_at = now
         for view in self._catalogue.views:
