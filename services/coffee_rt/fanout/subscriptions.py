@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from coffee_rt.fanout import metrics
 from coffee_rt.fanout.frames import Frame
 from coffee_rt.fanout.protocol import Filter
+from coffee_rt.fanout.sockets import Socket
 
 if TYPE_CHECKING:
     from coffee_rt.fanout.channel import Channel
@@ -84,13 +85,13 @@ class Audience:
         self.filter = subscription.filter
         self.id = subscription.id
         self.encode = subscription.socket.encode
-        self.members: dict[Subscription, None] = {}
+        self.members: dict[Subscription, Socket] = {}
         self.seq = seq
         self.told = told
         self.since_max = 0
         """No member's `since` is later."""
 
-    def broadcast(self, frame: Frame, members: Iterable[Subscription] | None = None) -> None:
+    def broadcast(self, frame: Frame, members: dict[Subscription, Socket] | None = None) -> None:
         """Write a frame to all members (or those given) whose sockets take it; the others fall behind.
 
         The one loop whose cost is multiplied by every browser: no call in it but the write itself.
@@ -98,8 +99,7 @@ class Audience:
         data = self.encode(frame)
         slow: list[Subscription] = []
         sent = 0
-        for member in self.members if members is None else members:
-            socket = member.socket
+        for member, socket in (self.members if members is None else members).items():
             if socket.is_congested:
                 slow.append(member)
             else:
@@ -112,7 +112,7 @@ class Audience:
             member.session.lagging[member] = None
 
     def join(self, subscription: Subscription) -> None:
-        self.members[subscription] = None
+        self.members[subscription] = subscription.socket
         self.since_max = max(self.since_max, subscription.since)
         subscription.audience = self
 

@@ -22,6 +22,7 @@ from coffee_rt.fanout.frames import (
 )
 from coffee_rt.fanout.protocol import Filter, Resume, is_match
 from coffee_rt.fanout.rows import Row, Verdict, ViewRows
+from coffee_rt.fanout.sockets import Socket
 from coffee_rt.fanout.subscriptions import Audience, Subscription, Versions
 from coffee_rt.store.contract import ViewSnapshot
 
@@ -358,9 +359,9 @@ class ViewChannel(Channel):
         if audience.since_max <= oldest:
             audience.broadcast(self._delta(audience.id, rows, audience.told))
         else:
-            by_since: dict[int, list[Subscription]] = {}
-            for member in audience.members:
-                by_since.setdefault(max(member.since, oldest), []).append(member)
+            by_since: dict[int, dict[Subscription, Socket]] = {}
+            for member, socket in audience.members.items():
+                by_since.setdefault(max(member.since, oldest), {})[member] = socket
             for since, members in by_since.items():
                 # Without rows too: everybody's versions must advance together.
                 visible = [row for row in rows if row.bucket >= since]
