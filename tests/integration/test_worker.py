@@ -66,6 +66,10 @@ class Bed:
         await PostgresViewCatalogue(pool).ensure_views(load_definitions())
         await pool.close()
 
+    async def reconnect(self) -> None:
+        """The test's own connection, after PostgreSQL was away."""
+        self.connection = await asyncpg.connect(self.database.url)
+
     async def close(self) -> None:
         for child in self.children:
             if child.returncode is None:
