@@ -280,6 +280,17 @@ def test_data_that_is_not_ours_is_a_sentence_and_stays(tmp_path: Path) -> None:
     assert (tmp_path / "postgres" / "PG_VERSION").read_text() == "15\n"
 
 
+@pytest.mark.parametrize("server", ["redis", "database"])
+def test_a_server_of_ones_own_that_is_away_is_a_sentence(tmp_path: Path, server: str) -> None:
+    scheme = {"redis": "redis", "database": "postgresql"}[server]
+    url = f"{scheme}://me:secret@127.0.0.1:1/0"
+    done = run_to_end("up", "--data-dir", str(tmp_path), "--port", "0", f"--{server}-url", url)
+    assert done.returncode == 1
+    assert "can't be" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "secret" not in done.stderr
+
+
 def test_servers_of_ones_own_are_used_instead(
     tmp_path: Path, valkey_url: str, database_url: str
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import asyncpg
 import redis.asyncio
 from redis.exceptions import RedisError, ResponseError
 from rich.console import Console
@@ -98,7 +99,7 @@ async def _look_at_database(settings: ToolSettings) -> list[Finding]:
     url = settings.database.url
     try:
         facts = await inspect_database(url)
-    except CoffeeRtError as error:
+    except (CoffeeRtError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         return [_away("PostgreSQL", url, error, "COFFEE_RT_DATABASE_URL")]
     return [*examine_database(facts, time.time()), examine_pools(facts, _pool_sizes())]
 

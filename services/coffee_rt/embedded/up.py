@@ -8,12 +8,12 @@ that was accepted waits for a server that is already gone. The data stays in the
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import signal
 from collections.abc import Awaitable, Callable, Iterator
 
 from coffee_rt.embedded.directory import DataDirectory
+from coffee_rt.embedded.examine import Verdict, examine_redis
 from coffee_rt.embedded.forks import Entry, Warm
 from coffee_rt.embedded.plan import (
     GRACE_SECONDS,
@@ -25,13 +25,14 @@ from coffee_rt.embedded.plan import (
     shared_environ,
 )
 from coffee_rt.embedded.proxy import DRAIN_SECONDS, caddy_command, plan_configuration
-from coffee_rt.embedded.server_process import Server, ServerProblem, tail
+from coffee_rt.embedded.server_process import Server, ServerProblem
 from coffee_rt.embedded.servers import EmbeddedPostgres, EmbeddedValkey
-from coffee_rt.embedded.supervisor import Handle, Part, Say, Supervisor, wait_end
+from coffee_rt.embedded.supervisor import Handle, Part, Say, Supervisor
+from coffee_rt.errors import Bug, Retryable
 
 PROCESS_STOP_SECONDS = GRACE_SECONDS + 3.0
 
-MIGRATE_SECONDS_MAX = 600.0
+REDIS_SECONDS_MAX = 5.0
 BOUND_LOGS_SECONDS = 30.0
 
 
@@ -96,9 +97,11 @@ class House:
         for part in self._servers:
             await self._supervisor.launch(part)
         await _all(self._supervisor.bring_up(part) for part in self._servers)
+        if self._options.redis_url:
+            await self._check_redis(self._options.redis_url)
         self._base = _inherited_environ() | self._shared_environ()
         self._directory.write_environment(self._shared_environ())
-        await self._migrate()
+        await self._migrate(self._base["COFFEE_RT_DATABASE_URL"])
         parts = [*self._processes.values(), self._proxy]
         await _all(self._supervisor.bring_up(part) for part in parts)
         address = address_of(self._options, self._ports.public)
@@ -206,16 +209,30 @@ class House:
         address = address_of(self._options, self._ports.public)
         return ["simulate", address, "--rate", str(self._options.simulate_per_second)]
 
-    async def _migrate(self) -> None:
-        log = self._directory.log("migrate")
-        with contextlib.suppress(FileNotFoundError):
-            log.unlink()
-        handle = await asyncio.to_thread(self._warm.fork, ["migrate"], self._base, log)
-        code = await wait_end(handle, MIGRATE_SECONDS_MAX)
-        if code is None:
-            handle.send_signal(signal.SIGTERM)
-        if code != 0:
-            raise ServerProblem(f"The database could not be brought up to date:\n{tail(log)}")
+    async def _migrate(self, database_url: str) -> None:
+        """In this process: the helper is still busy with its imports."""
+        import asyncpg
+
+        from coffee_rt.store.migrations import migrate
+
+        try:
+            await migrate(database_url)
+        except (Bug, Retryable, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise ServerProblem(f"The database can't be brought up to date: {error}") from None
+
+    async def _check_redis(self, url: str) -> None:
+        """A server of one's own is asked first: no process would say more plainly what is wrong."""
+        import redis.exceptions
+
+        from coffee_rt.embedded.doctor import ask_redis
+
+        try:
+            facts = await ask_redis(url, REDIS_SECONDS_MAX)
+        except (redis.exceptions.RedisError, OSError, ValueError) as error:
+            raise ServerProblem(f"Redis can't be used ({error}). See --redis-url.") from None
+        for finding in examine_redis(facts):
+            if finding.verdict is Verdict.UNSAFE:
+                self._say(f"  UNSAFE  {finding.subject}: {finding.found}. {finding.mend}")
 
     async def _bound_logs(self) -> None:
         while True:
