@@ -212,7 +212,7 @@ class Hub:
         sessions = list(self._sessions)
         for session in sessions:
             session.send(message("drain", retry_after_ms=int(self._uniform(0, seconds) * 1000)))
-        for step in range(DRAIN_STEPS):
+        for step in range(min(DRAIN_STEPS, len(sessions))):
             await self._clock.sleep(seconds / DRAIN_STEPS)
             for session in sessions[step::DRAIN_STEPS]:
                 session.close(CLOSE_DRAIN, "restart")

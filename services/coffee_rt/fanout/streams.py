@@ -13,8 +13,8 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
 from coffee_rt.errors import Overload, Rejected
-from coffee_rt.fanout.door import Door
-from coffee_rt.fanout.frames import Frame, encode
+from coffee_rt.fanout.door import Door, Visitor
+from coffee_rt.fanout.frames import Frame, encode, message
 from coffee_rt.fanout.hub import Hub
 from coffee_rt.fanout.protocol import Subscribe, parse_filter, parse_mark
 
@@ -86,29 +86,28 @@ class LiveStreams:
         """Raises Rejected or Overload before the stream begins; later errors are events."""
         wish = self._wish(request)
         visitor = self._door.check(request.headers)
-        tenant_token = visitor.token
-        self._hub.authorize(tenant_token)
-        address = self._door.enter(visitor, request.client.host if request.client else "")
+        self._hub.authorize(visitor.token)
+        peer = request.client.host if request.client else ""
         return StreamingResponse(
-            self._stream(wish, tenant_token, address),
-            media_type="text/event-stream",
-            headers=HEADERS,
+            self._stream(wish, visitor, peer), media_type="text/event-stream", headers=HEADERS
         )
 
-    async def _stream(
-        self, wish: Subscribe, token: str | None, address: str
-    ) -> AsyncIterator[bytes]:
+    async def _stream(self, wish: Subscribe, visitor: Visitor, peer: str) -> AsyncIterator[bytes]:
+        """Counted in only here: a client that is gone before its stream begins never gets to the end."""
         try:
-            socket = StreamSocket()
-            session = self._hub.open(socket, "stream", token)
-            try:
-                socket.on_writable = session.on_writable
-                session.on_message(encode(wish))
-                async for data in socket.read():
-                    yield data
-            finally:
-                session.on_closed()
+            address = self._door.enter(visitor, peer)
+        except Overload as error:
+            yield message("error", code=error.code, detail=error.detail).as_stream()
+            return
+        socket = StreamSocket()
+        session = self._hub.open(socket, "stream", visitor.token)
+        try:
+            socket.on_writable = session.on_writable
+            session.on_message(encode(wish))
+            async for data in socket.read():
+                yield data
         finally:
+            session.on_closed()
             self._door.leave(address)
 
     def _wish(self, request: Request) -> Subscribe:
