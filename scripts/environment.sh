@@ -66,8 +66,9 @@ ensure_environment() {
     [[ $kind == up && -f .venv/stamp-dev ]] && kind=dev lock=requirements-dev.lock
     stamp="$PWD $(cksum <"$lock") $(cksum <pyproject.toml)"
     if [[ ! -x .venv/bin/coffee-rt || "$(cat ".venv/stamp-$kind" 2>/dev/null)" != "$stamp" ]]; then
-        [[ -x .venv/bin/python && -f .venv/made ]] || make_venv "$lock"
-        touch .venv/made
+        # An environment does not survive a move of its folder.
+        [[ -x .venv/bin/python && "$(cat .venv/made 2>/dev/null)" == "$PWD" ]] || make_venv "$lock"
+        printf '%s\n' "$PWD" >.venv/made
         install_lock "$lock"
         install_ourselves
         printf '%s\n' "$stamp" >".venv/stamp-$kind"
