@@ -27,7 +27,7 @@ from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(240)]
 
 START_SECONDS_MAX = 120
-SEEN_MS_MAX = 20_000
+SEEN_MS_MAX = 30_000
 """A limit for failing, not a promise: two cores may be busy with other tests."""
 
 WATCH_POLICY = """
@@ -35,6 +35,18 @@ WATCH_POLICY = """
     addEventListener("securitypolicyviolation", (event) =>
         violations.push(`${event.violatedDirective} ${event.blockedURI}`));
 """
+
+WATCH_CONNECTION = """() => {
+    window.seen = [];
+    const look = () => seen.push([
+        document.querySelector("[role=status]").textContent,
+        document.querySelector(".freshness").dataset.stale,
+        document.querySelector("[data-figure=revenue-today]").value,
+    ]);
+    const changes = { subtree: true, childList: true, characterData: true, attributes: true };
+    new MutationObserver(look).observe(document.body, changes);
+}"""
+"""Notes every state the page shows: the outage may be shorter than the pauses between two looks at it."""
 
 
 class Platform:
@@ -210,19 +222,19 @@ def test_the_page_recovers_to_the_right_numbers_when_its_server_is_killed(
     page.locator(".minutes summary").first.click()
     page.get_by_role("button", name="Pause").focus()
 
+    page.evaluate(WATCH_CONNECTION)
     killed = platform.pid_of("fanout")
     os.kill(killed, signal.SIGKILL)
-    expect(page.locator("[data-connection=live]")).to_have_count(0, timeout=SEEN_MS_MAX)
-    assert page.locator(".freshness").get_attribute("data-stale") == "true"
-    expect(figure(page, "revenue-today")).to_have_attribute("value", "4.50")
     for _ in range(5):
         platform.post(store, "3.20", quantity=2)
 
-    expect(page.locator("[data-connection=live]")).to_have_count(1, timeout=60_000)
-    assert platform.pid_of("fanout") != killed
     expect_figure(page, "revenue-today", "36.50")
     expect_figure(page, "orders-today", "6")
     expect(page.locator(".ticker tbody tr")).to_have_count(6)
+    expect_live(page)
+    assert platform.pid_of("fanout") != killed
+    # While it was away the page said so, and went on showing what it knew.
+    assert ["Reconnecting", "true", "4.50"] in page.evaluate("seen")
     platform.post(store, "1.00")
     expect_figure(page, "revenue-today", "37.50")
 
