@@ -24,7 +24,8 @@ from coffee_rt.store.memory_database import MemoryDatabase
 from coffee_rt.streams.memory import MemoryLog
 from coffee_rt.streams.memory_groups import MemoryKeeper, MemoryReader
 from coffee_rt.worker.care import CareLimits
-from coffee_rt.worker.pipeline import Worker, WorkerLimits, WorkerParts
+from coffee_rt.worker.parts import WorkerLimits, WorkerParts
+from coffee_rt.worker.pipeline import Worker
 from coffee_rt.worker.reading import ReadLimits
 from coffee_rt.worker.storing import StoreLimits
 from tests.builders import an_order

@@ -12,80 +12,39 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
-from coffee_rt.channels.contract import Channels
 from coffee_rt.domain.wire import UnknownWireVersion
 from coffee_rt.errors import Retryable
 from coffee_rt.runtime import tracing
-from coffee_rt.runtime.breaker import CircuitBreaker, backoff_seconds
-from coffee_rt.runtime.clock import Clock
-from coffee_rt.runtime.health import Health
-from coffee_rt.runtime.logs import Log
+from coffee_rt.runtime.breaker import backoff_seconds
 from coffee_rt.store.contract import (
     EntryWrite,
-    OrderWriter,
-    StoreKeeper,
 )
-from coffee_rt.streams.contract import Delivery, GroupReader, LogKeeper, Position
-from coffee_rt.worker import metrics
+from coffee_rt.streams.contract import Delivery
 from coffee_rt.worker.announcing import Announcer
-from coffee_rt.worker.care import CareLimits, Caretaker
+from coffee_rt.worker.care import Caretaker
 from coffee_rt.worker.decoding import EntryDecoder
 from coffee_rt.worker.inbox import Inbox, wait_at_most
-from coffee_rt.worker.reading import Held, ReadLimits, ShardReader
+from coffee_rt.worker.parts import WorkerLimits, WorkerParts
+from coffee_rt.worker.reading import Held, ShardReader
 from coffee_rt.worker.storing import (
     OFFLOAD_RECORDS_MIN,
     Batch,
     BatchStorer,
-    Offload,
     StoredBatch,
-    StoreLimits,
     run_inline,
 )
+from coffee_rt.worker.unknown import UnknownEntries
 
 APART_BATCHES_MAX = 16
 """Claimed pages and suspects waiting for the lane apart; at the limit, readers wait."""
 UNTOLD_BATCHES_MAX = 1
 """Committed batches waiting to be announced and acknowledged."""
 HEALTH_SECONDS = 1.0
-UNKNOWN_REVIEWED_MAX = 100
-"""Entries of an unknown version looked up in one go; the rest in the next."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerLimits:
-    batch_records_max: int = 10_000
-    batch_bytes_max: int = 8 * 1024 * 1024
-    linger_seconds: float = 0.02
-    drain_seconds_max: float = 30.0
-    currency_decimals: int = 2
-    read: ReadLimits = field(default_factory=ReadLimits)
-    store: StoreLimits = field(default_factory=StoreLimits)
-    care: CareLimits = field(default_factory=CareLimits)
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerParts:
-    """What a worker is made of; the wiring brings the real ones, a simulation those in memory."""
-
-    reader: GroupReader
-    log_keeper: LogKeeper
-    writer: OrderWriter
-    store_keeper: StoreKeeper
-    channels: Channels
-    log_breaker: CircuitBreaker
-    store_breaker: CircuitBreaker
-    clock: Clock
-    health: Health
-    log: Log
-    offload: Offload = run_inline
-    check_servers: Callable[[], Awaitable[None]] | None = None
-    """Raises Retryable while a server is away or not yet migrated, Rejected where the log was installed
-    otherwise."""
 
 
 class Worker:
@@ -105,7 +64,13 @@ class Worker:
         self._apart: asyncio.Queue[list[Delivery] | Batch | None] = asyncio.Queue(APART_BATCHES_MAX)
         self._prepared: asyncio.Queue[Batch | None] = asyncio.Queue(1)
         self._untold: asyncio.Queue[StoredBatch | None] = asyncio.Queue(UNTOLD_BATCHES_MAX)
-        self._unknown: set[Position] = set()
+        self._unknown = UnknownEntries(
+            parts.log_keeper,
+            parts.log_breaker,
+            parts.clock,
+            limits.care.group,
+            limits.read.claim_every_seconds,
+        )
         self._decoder = EntryDecoder(limits.care.retention_days)
         self._storer = self._make_storer()
         self._announcer = Announcer(
@@ -143,7 +108,7 @@ class Worker:
             asyncio.create_task(self._caretaker.run_often(), name="care-often"),
             asyncio.create_task(self._caretaker.run_hourly(), name="care-hourly"),
             asyncio.create_task(self._watch_health(), name="health"),
-            asyncio.create_task(self._review_unknown(), name="unknown"),
+            asyncio.create_task(self._unknown.review(), name="unknown"),
         ]
         lanes = [asyncio.create_task(work, name=name) for name, work in self._lanes()]
         drain = asyncio.create_task(self._limit_drain(lanes), name="drain-limit")
@@ -283,29 +248,10 @@ class Worker:
         records = sum(delivery.records for delivery in deliveries)
         offload = self._parts.offload if records >= OFFLOAD_RECORDS_MIN else run_inline
         batch, unknown = await offload(lambda: decode_all(deliveries, decoder, now_ms))
-        if unknown or self._unknown:
-            self._unknown.difference_update(map(_position, batch.deliveries))
-            self._unknown.update(map(_position, unknown))
+        if unknown:
+            self._unknown.note(unknown)
             self._held.release(unknown)
-            metrics.ENTRIES_UNKNOWN.set(len(self._unknown))
         return batch
-
-    async def _review_unknown(self) -> None:
-        """Forget unknown entries that a newer release has stored. Not by reading them again: that would
-        make them look busy, and nobody could claim them."""
-        while True:
-            await self._parts.clock.sleep(self._limits.read.claim_every_seconds)
-            for position in list(self._unknown)[:UNKNOWN_REVIEWED_MAX]:
-                try:
-                    async with self._parts.log_breaker:
-                        is_settled = await self._parts.log_keeper.is_settled(
-                            self._limits.care.group, position
-                        )
-                except Retryable:
-                    break
-                if is_settled:
-                    self._unknown.discard(position)
-            metrics.ENTRIES_UNKNOWN.set(len(self._unknown))
 
     async def _watch_health(self) -> None:
         while True:
@@ -319,7 +265,7 @@ class Worker:
         health.set("log", not is_away, "Redis does not answer" if is_away else "")
         failure = self._storer.last_failure
         health.set("store", not parts.store_breaker.is_open and not failure, failure)
-        unknown = len(self._unknown)
+        unknown = self._unknown.count
         detail = f"{unknown} entries need a newer release" if unknown else ""
         health.set("wire-version", not unknown, detail)
 
@@ -346,10 +292,6 @@ def decode_all(
         except UnknownWireVersion:
             unknown.append(delivery)
     return Batch(known, writes), unknown
-
-
-def _position(delivery: Delivery) -> Position:
-    return Position(delivery.shard, delivery.entry_id, delivery.batch_id)
 
 
 def _span(batch: Batch) -> AbstractContextManager[Any]:

@@ -17,7 +17,8 @@ from coffee_rt.store.orders import PostgresOrderWriter
 from coffee_rt.store.pool import create_pool
 from coffee_rt.streams.redis_log import RedisLog
 from coffee_rt.worker.care import CareLimits
-from coffee_rt.worker.pipeline import Worker, WorkerLimits, WorkerParts
+from coffee_rt.worker.parts import WorkerLimits, WorkerParts
+from coffee_rt.worker.pipeline import Worker
 from coffee_rt.worker.reading import ReadLimits
 from coffee_rt.worker.settings import WorkerSettings
 from coffee_rt.worker.storing import StoreLimits, run_in_thread
