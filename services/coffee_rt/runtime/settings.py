@@ -257,6 +257,12 @@ def environment() -> dict[str, str]:
     return dict(os.environ)
 
 
+def replace_environment(environ: Mapping[str, str]) -> None:
+    """Make this the whole environment of this process: for a fork that becomes another process."""
+    os.environ.clear()
+    os.environ.update(environ)
+
+
 def _fields(
     cls: type[_Settings], path: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, tuple[str, ...], FieldInfo]]:
