@@ -57,6 +57,7 @@ class _Observer(WSListener):
 @dataclass(frozen=True, slots=True)
 class _Measured:
     frames_per_second: float
+    frames_per_cpu_second: float
     frame_bytes: int
     memory_per_socket: float
     closed: int
@@ -88,6 +89,11 @@ async def measure_fanout(say: Progress, *, sockets: int, seconds: float) -> Figu
             ceiling_is="bare picows broadcast loop",
             goal=">= 0.8; <= 32 KB a socket",
             notes={
+                "frames_per_cpu_second": round(ours.frames_per_cpu_second),
+                "ceiling_frames_per_cpu_second": round(ceiling.frames_per_cpu_second),
+                "ratio_by_cpu": round(
+                    ours.frames_per_cpu_second / ceiling.frames_per_cpu_second, 3
+                ),
                 "frame_bytes": ours.frame_bytes,
                 "ceiling_frame_bytes": ceiling.frame_bytes,
                 "kb_per_socket": round(ours.memory_per_socket / 1024, 1),
@@ -111,7 +117,7 @@ async def _measure_bare(server: Child, sockets: int, seconds: float) -> _Measure
     swarm = Swarm(server.port, "/ws", sockets, "hello")
     process, memory = await _open_swarm(swarm, server)
     transport = await open_observer()
-    return await _run(process, memory, sockets, observer, start_next, seconds)
+    return await _run(process, server, memory, observer, start_next, seconds)
 
 
 async def _measure_ours(stack: Stack, epoch: str, sockets: int, seconds: float) -> _Measured:
@@ -136,7 +142,7 @@ async def _measure_ours(stack: Stack, epoch: str, sockets: int, seconds: float) 
     transport, _ = await ws_connect(lambda: observer, f"ws://127.0.0.1:{port}/ws")
     transport.send(WSMsgType.TEXT, SUBSCRIBE.encode())
     try:
-        return await _run(process, memory, sockets, observer, start_next, seconds)
+        return await _run(process, fanout, memory, observer, start_next, seconds)
     finally:
         await channels.close()
 
@@ -194,8 +200,8 @@ async def _open_swarm(swarm: Swarm, server: Child) -> tuple[asyncio.subprocess.P
 
 async def _run(
     process: asyncio.subprocess.Process,
+    server: Child,
     memory: float,
-    sockets: int,
     observer: _Observer,
     start_next: Callable[[], Awaitable[None]],
     seconds: float,
@@ -206,13 +212,13 @@ async def _run(
     await _keep_going(observer, start_next, 0.5)
     process.stdin.write(b"count\n")
     await process.stdin.drain()
-    began = time.perf_counter()
+    began, cpu_before = time.perf_counter(), server.cpu_seconds
     await _keep_going(observer, start_next, seconds)
-    spent = time.perf_counter() - began
+    spent, cpu = time.perf_counter() - began, server.cpu_seconds - cpu_before
     answer, _ = await asyncio.wait_for(process.communicate(b""), 60)
     tally = msgspec.json.decode(answer.splitlines()[-1], type=Tally)
     frames = tally.received_bytes / max(observer.frame_bytes, 1)
-    return _Measured(frames / spent, observer.frame_bytes, memory, tally.closed)
+    return _Measured(frames / spent, frames / cpu, observer.frame_bytes, memory, tally.closed)
 
 
 async def _keep_going(
