@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+
 from tests.fanouts import WAIT_SECONDS, Platform, Talk, served
 
 pytestmark = pytest.mark.acceptance

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from tests.integration.order_api_process import Reply, RunningOrderApi, running_order_api
 
 from coffee_rt.domain.ids import display_number, parse_id
+from tests.integration.order_api_process import Reply, RunningOrderApi, running_order_api
 
 pytestmark = pytest.mark.integration
 

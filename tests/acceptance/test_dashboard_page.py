@@ -6,27 +6,22 @@ that logged an error, raised one or broke the content security policy fails its 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 import uuid
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
-from urllib.request import Request, urlopen
 
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
+from tests.acceptance.running import Platform
+
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(240)]
 
-START_SECONDS_MAX = 120
 SEEN_MS_MAX = 30_000
 """A limit for failing, not a promise: two cores may be busy with other tests."""
 
@@ -47,72 +42,6 @@ WATCH_CONNECTION = """() => {
     new MutationObserver(look).observe(document.body, changes);
 }"""
 """Notes every state the page shows: the outage may be shorter than the pauses between two looks at it."""
-
-
-class Platform:
-    """A running `coffee-rt up` and its folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        command = [sys.executable, "-m", "coffee_rt.cli", "up", "--data-dir", str(folder)]
-        self.output = (folder.parent / "up.log").open("wb+")
-        self.process = subprocess.Popen(
-            [*command, "--port", "0"], stdout=self.output, stderr=subprocess.STDOUT
-        )
-
-    @property
-    def address(self) -> str:
-        return (self.folder / "address").read_text().strip().rstrip("/")
-
-    def wait_ready(self) -> None:
-        deadline = time.monotonic() + START_SECONDS_MAX
-        while not self.is_ready():
-            assert self.process.poll() is None, self.log()
-            assert time.monotonic() < deadline, self.log()
-            time.sleep(0.1)
-
-    def is_ready(self) -> bool:
-        try:
-            with urlopen(f"{self.address}/readyz", timeout=2) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
-
-    def log(self) -> str:
-        self.output.seek(0)
-        return self.output.read().decode()
-
-    def pid_of(self, part: str) -> int:
-        [path] = self.folder.rglob(f"pids/{part}")
-        return int(path.read_text())
-
-    def post(self, store: str, price: str, quantity: int = 1, drink: str = "latte") -> None:
-        order = {"store": store, "drink": drink, "price": price, "quantity": quantity}
-        request = Request(
-            f"{self.address}/api/v1/orders",
-            data=json.dumps(order).encode(),
-            headers={"Content-Type": "application/json", "Idempotency-Key": uuid.uuid4().hex},
-        )
-        with urlopen(request, timeout=10) as answer:
-            assert answer.status == 202
-
-    def stop(self) -> None:
-        self.process.send_signal(signal.SIGINT)
-        try:
-            self.process.wait(60)
-        finally:
-            self.process.kill()
-            self.output.close()
-
-
-@pytest.fixture(scope="module")
-def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    running = Platform(tmp_path_factory.mktemp("dashboard") / "data")
-    try:
-        running.wait_ready()
-        yield running
-    finally:
-        running.stop()
 
 
 @pytest.fixture(scope="module")
