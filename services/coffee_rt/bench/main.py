@@ -18,7 +18,7 @@ from coffee_rt.bench.folds import measure_fold
 from coffee_rt.bench.latencies import measure_latencies
 from coffee_rt.bench.posts import Pace, Progress, measure_posts
 from coffee_rt.bench.report import write_html
-from coffee_rt.bench.results import Figure, write_json
+from coffee_rt.bench.results import Figure, write_json, write_markdown
 from coffee_rt.bench.stack import machine
 from coffee_rt.bench.workers import measure_worker
 
@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--full", action="store_true", help="the sizes of the published figures")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a report with plots here")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write a table for the docs")
     return parser
 
 
@@ -107,6 +108,8 @@ def run(arguments: Sequence[str]) -> int:
         write_json(figures, options.json)
     if options.html:
         write_html(figures, options.html, machine())
+    if options.markdown:
+        write_markdown(figures, options.markdown, machine())
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -44,3 +45,30 @@ def write_json(figures: Iterable[Figure], path: Path) -> None:
     """One object: name -> value, unit, ceiling, ratio, p50_ms, p99_ms, ..."""
     document = {figure.name: msgspec.to_builtins(figure) for figure in figures}
     path.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
+
+
+def write_markdown(figures: Iterable[Figure], path: Path, machine: str) -> None:
+    """The figures as a page of documentation, the bad ones too."""
+    lines = [
+        "# Benchmarks",
+        "",
+        f"Made by `coffee-rt bench --markdown`, {datetime.now(UTC):%Y-%m-%d}, on {machine}; load generator",
+        "and servers included. A ratio compares a value with the ceiling measured beside it in the same",
+        "run: on a busy machine believe the ratios.",
+        "",
+        "| figure | what | value | ceiling | ratio | p50 / p99 ms | goal |",
+        "|---|---|---:|---:|---:|---:|---|",
+    ]
+    notes = ["", "## Beside them", ""]
+    for figure in figures:
+        ceiling = "" if figure.ceiling is None else f"{figure.ceiling:,.6g} ({figure.ceiling_is})"
+        ratio = "" if figure.ratio is None else f"{figure.ratio:.2f}"
+        latency = "" if figure.p50_ms is None else f"{figure.p50_ms} / {figure.p99_ms}"
+        lines.append(
+            f"| `{figure.name}` | {figure.what} | {figure.value:,.6g} {figure.unit} | {ceiling} | {ratio} "
+            f"| {latency} | {figure.goal} |"
+        )
+        extra = figure.baselines | figure.notes
+        if extra:
+            notes.append(f"- `{figure.name}`: `{msgspec.json.encode(extra).decode()}`")
+    path.write_text("\n".join(lines + notes) + "\n")
