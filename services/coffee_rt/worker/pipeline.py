@@ -40,7 +40,7 @@ from coffee_rt.worker.storing import (
 )
 from coffee_rt.worker.unknown import UnknownEntries
 
-APART_BATCHES_MAX = 16
+APART_BATCHES_MAX = 4
 """Claimed pages and suspects waiting for the lane apart; at the limit, readers wait."""
 UNTOLD_BATCHES_MAX = 1
 """Committed batches waiting to be announced and acknowledged."""

@@ -23,7 +23,7 @@ _SCAN_ENTRIES = 256
 
 @dataclass(frozen=True, slots=True)
 class ReadLimits:
-    entries_max: int = 2000
+    entries_max: int = 500
     wait_seconds: float = 0.5
     claim_every_seconds: float = 5.0
     claim_idle_seconds_min: float = 30.0
@@ -166,10 +166,12 @@ class ShardReader:
         after = ENTRY_ID_ZERO
         try:
             while not self._is_draining():
+                asked = min(_SCAN_ENTRIES, self._entries_to_ask())
                 async with self._log_breaker:
-                    page = await self._reader.read_own_pending(self._shard, _SCAN_ENTRIES, after)
+                    page = await self._reader.read_own_pending(self._shard, asked, after)
                 if not page:
                     return
+                self._learn_size(page, asked)
                 after = page[-1].entry_id
                 fresh = self._held.take_new(page)
                 suspects = [d for d in fresh if d.attempts > self._limits.suspect_attempts_min]
@@ -185,13 +187,15 @@ class ShardReader:
 
     async def _claim(self) -> None:
         """Take over what others left, a page at a time. Also ours whose acknowledgement was dropped."""
+        asked = min(self._limits.claim_entries_max, self._entries_to_ask())
         async with self._log_breaker:
             claimed = await self._reader.claim(
-                self._shard, self._limits.claim_idle_seconds_min, self._limits.claim_entries_max
+                self._shard, self._limits.claim_idle_seconds_min, asked
             )
         if not claimed:
             self._claim_at = self._clock.monotonic() + self._limits.claim_every_seconds
             return
+        self._learn_size(claimed, asked)
         fresh = self._held.take_new(claimed)
         metrics.ENTRIES_CLAIMED.inc(len(fresh))
         plain = [d for d in fresh if d.attempts <= self._limits.suspect_attempts_min]

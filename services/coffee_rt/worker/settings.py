@@ -19,7 +19,7 @@ class WorkerSettings(ProcessSettings):
 
     Memory: at most six batches are held (gathering, prepared, waiting, committed, waiting and being
     acknowledged), each of `batch_records_max` records or `batch_bytes_max` bytes (times about 8 as Python
-    objects), plus one read a shard and the lane apart's 16 pages of claimed entries.
+    objects), plus one read a shard and four pages of claimed entries.
     """
 
     process: ClassVar[str] = "worker"
@@ -50,10 +50,11 @@ class WorkerSettings(ProcessSettings):
         8 * 1024 * 1024, ge=1024, help="Bytes of entries at which a batch is closed at once."
     )
     read_entries_max: int = own(
-        2000,
+        500,
         ge=1,
         le=20_000,
-        help="Entries asked for in one read of a shard; fewer when they are large.",
+        help="Entries asked for in one read of a shard; fewer as soon as they are known to be large. Times "
+        "the producers' limit for an entry (1 MB) it is the worst case of a read.",
     )
     read_wait_seconds: float = own(
         0.5,
