@@ -1,8 +1,9 @@
-"""Folding in PostgreSQL: one call of a view's own function in autocommit moves a lane's deltas into its rows.
+"""Folding in PostgreSQL: one call of a view's own function in autocommit moves lanes' deltas into their rows.
 
-The function (view_schema) takes the lane row first and picks deltas in a later statement, with a later
-snapshot: one statement for both would use a snapshot older than the lock (MECHANICS 18). Which deltas are
-unfolded is decided by committed transactions alone; there is no watermark that a late commit could miss.
+The function (view_schema) takes the lane rows first and picks deltas in a later statement, with a later
+snapshot: one statement for both would use a snapshot older than the locks, and miss or double what the last
+holder of a lane did. Which deltas are unfolded is decided by committed transactions alone; there is no
+watermark that a late commit could miss.
 """
 
 from __future__ import annotations
@@ -67,16 +68,14 @@ class PostgresViewFolder:
     async def fold_lanes(
         self, view: str, lanes: Sequence[int], deltas_max: int, rows_max: int
     ) -> list[Fold]:
-        """One statement calls the view's fold for each lane: one commit for all. Inside, each lane is
-        locked before the snapshot that picks its deltas, as in a transaction of its own."""
+        """One call, one commit for all lanes; those that another holds are left out."""
         live = await self._find(view)
         if live is None:
             return []
         try:
             rows = await self._pool.fetch(
-                f"SELECT l.lane, f.* FROM unnest($1::smallint[]) AS l (lane)"
-                f" CROSS JOIN LATERAL mv_{view}_fold(l.lane, $2, $3) f",
-                sorted(lanes),
+                f"SELECT * FROM mv_{view}_fold($1, $2, $3) ORDER BY _lane",
+                list(lanes),
                 deltas_max,
                 rows_max,
             )
@@ -86,7 +85,7 @@ class PostgresViewFolder:
             # Perhaps another server answers next time, of another timeline: the epoch is read again.
             self._catalogue = Catalogue(-1, ())
             raise
-        return [_fold(live, row, rows_max) for row in rows if row["_previous"] is not None]
+        return [_fold(live, row, rows_max) for row in rows]
 
     async def waiting_lanes(self) -> list[LaneWork]:
         """Lanes with unfolded deltas, one probe of an index each."""
@@ -159,7 +158,7 @@ def _fold(view: LiveView, row: Any, rows_max: int) -> Fold:
     return Fold(
         view=view.definition.name,
         epoch=view.epoch,
-        lane=row["lane"],
+        lane=row["_lane"],
         version=row["_folded_version"],
         previous=row["_previous"],
         floor=int(row["_floor"]),

@@ -129,56 +129,63 @@ def _functions(definition: ViewDefinition, internal: str) -> list[str]:
     # Custom plans, which the pool asks for elsewhere, would plan every fold anew.
     language = "LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan"
     return [
-        f"CREATE FUNCTION mv_{internal}_apply(_lane smallint, _version bigint, _ids tid[],"
-        f" _rows_max integer, {_APPLY_OUT}) {language}\nAS $$\n{_apply(definition, internal)}$$",
-        f"CREATE FUNCTION mv_{internal}_fold(_lane smallint, _deltas_max integer,"
-        f" _rows_max integer, {_FOLD_OUT}) {language}\nAS $$\n{_fold(internal)}$$",
-        f"CREATE FUNCTION mv_{internal}_part(_lane smallint, _version bigint, _ids tid[])"
+        f"CREATE FUNCTION mv_{internal}_apply(_ids tid[], _rows_max integer)"
+        f" RETURNS TABLE (_lane smallint, {_APPLIED}) {language}\nAS $$\n"
+        f"{_apply(definition, internal)}$$",
+        f"CREATE FUNCTION mv_{internal}_fold(_lanes smallint[], _deltas_max integer,"
+        f" _rows_max integer) RETURNS TABLE (_lane smallint, _previous bigint,"
+        f" _folded_version bigint, _floor text, _is_drained boolean, {_APPLIED}) {language}\nAS $$\n"
+        f"{_fold(internal)}$$",
+        f"CREATE FUNCTION mv_{internal}_part(_ids tid[])"
         f" RETURNS integer {language}\nAS $$\n{_part(internal)}$$",
         f"CREATE FUNCTION mv_{internal}_quarantine(_lane smallint, _deltas_max integer)"
         f" RETURNS integer {language}\nAS $$\n{_quarantine(internal)}$$",
     ]
 
 
-_APPLY_OUT = (
-    "OUT _expired integer, OUT _changed integer, OUT _newest_at timestamptz, OUT _rows text"
-)
-_FOLD_OUT = (
-    "OUT _previous bigint, OUT _folded_version bigint, OUT _floor text, OUT _folded integer,"
-    f" OUT _is_drained boolean, {_APPLY_OUT}"
-)
+_APPLIED = "_folded integer, _expired integer, _changed integer, _newest_at timestamptz, _rows text"
 
 
 def _apply(definition: ViewDefinition, internal: str) -> str:
-    """Move the given deltas into the view. The caller holds the lane."""
+    """Move the given deltas into the view; a row for each of their lanes. The caller holds those lanes and
+    raises their versions afterwards."""
     key = quoted(key_columns(definition))
     merged = ", ".join(merged_measure(measure, "g") for measure in definition.measures)
     names = quoted(measure_columns(definition))
     updates = ", ".join(_merged_row(measure) for measure in definition.measures)
     return f"""
 BEGIN
+    RETURN QUERY
     WITH gone AS (
-        DELETE FROM {deltas_table_of(internal)} d WHERE d.ctid = ANY (_ids) RETURNING d.*
-    ), merged AS (
-        SELECT {quoted(key_columns(definition), "g.")}, {merged}, max(g.newest_at) AS newest_at
-        FROM gone g
+        DELETE FROM {deltas_table_of(internal)} d WHERE d.ctid = ANY (_ids)
         -- A bucket past the view's retention would only be removed again.
-        WHERE g.bucket >= now() - interval '{definition.retention_days} days'
-        GROUP BY {quoted(key_columns(definition), "g.")}
+        RETURNING d.*, d.bucket < now() - interval '{definition.retention_days} days' AS _is_expired
+    ), merged AS (
+        SELECT g.lane, {quoted(key_columns(definition), "g.")}, {merged},
+               max(g.newest_at) AS newest_at
+        FROM gone g WHERE NOT g._is_expired
+        GROUP BY g.lane, {quoted(key_columns(definition), "g.")}
     ), changed AS (
         INSERT INTO {table_of(internal)} AS m (lane, version, {key}, {names}, newest_at)
-        SELECT _lane, _version, {key}, {names}, newest_at FROM merged
+        SELECT g.lane, l.version + 1, {quoted(key_columns(definition), "g.")},
+               {quoted(measure_columns(definition), "g.")}, g.newest_at
+        FROM merged g JOIN view_lanes l ON l.internal = '{internal}' AND l.lane = g.lane
         ON CONFLICT ({key}) DO UPDATE SET version = excluded.version, {updates},
             newest_at = greatest(m.newest_at, excluded.newest_at)
         RETURNING m.*
+    ), told AS (
+        -- Rows nobody will be sent are not put into words.
+        SELECT c.lane, count(*)::integer AS rows, max(c.newest_at) AS newest_at,
+               json_agg({row_json(definition, "c")}) FILTER (WHERE c._of_lane <= _rows_max) AS texts
+        FROM (SELECT *, count(*) OVER (PARTITION BY lane) AS _of_lane FROM changed) c
+        GROUP BY c.lane
+    ), taken AS (
+        SELECT g.lane, count(*)::integer AS deltas,
+               (count(*) FILTER (WHERE g._is_expired))::integer AS expired
+        FROM gone g GROUP BY g.lane
     )
-    SELECT (SELECT count(*) FROM gone g
-            WHERE g.bucket < now() - interval '{definition.retention_days} days'),
-           (SELECT count(*) FROM changed),
-           (SELECT max(c.newest_at) FROM changed c),
-           CASE WHEN (SELECT count(*) FROM changed) <= _rows_max
-                THEN (SELECT json_agg({row_json(definition, "c")}) FROM changed c)::text END
-    INTO _expired, _changed, _newest_at, _rows;
+    SELECT t.lane, t.deltas, t.expired, coalesce(c.rows, 0), c.newest_at, c.texts::text
+    FROM taken t LEFT JOIN told c ON c.lane = t.lane;
 END
 """
 
@@ -192,42 +199,41 @@ def _merged_row(measure: Measure) -> str:
 
 
 def _fold(internal: str) -> str:
-    """One fold. Each statement has a snapshot of its own: the lock comes before the one that picks."""
+    """One fold of several lanes; those another holds are left out. Each statement has a snapshot of its
+    own: the locks come before the one that picks."""
     return f"""
 DECLARE
-    _from xid8;
+    _held smallint[];
+    _floors xid8[];
     _xmin xid8;
     _ids tid[];
-    _applied record;
 BEGIN
-    SELECT l.version, l.floor INTO _previous, _from FROM view_lanes l
-    WHERE l.internal = '{internal}' AND l.lane = _lane FOR UPDATE SKIP LOCKED;
-    IF NOT FOUND THEN
+    SELECT array_agg(l.lane), array_agg(l.floor) INTO _held, _floors FROM (
+        SELECT lane, floor FROM view_lanes
+        WHERE internal = '{internal}' AND lane = ANY (_lanes) FOR UPDATE SKIP LOCKED
+    ) l;
+    IF _held IS NULL THEN
         RETURN;
     END IF;
     -- A transaction below the xmin of the very snapshot that picks is over: all it wrote is seen here.
     SELECT pg_snapshot_xmin(pg_current_snapshot()), ARRAY(
-        SELECT d.ctid FROM {deltas_table_of(internal)} d
-        WHERE d.lane = _lane AND d.xid >= _from ORDER BY d.xid LIMIT _deltas_max
+        SELECT d.ctid FROM unnest(_held, _floors) AS l (lane, floor) CROSS JOIN LATERAL (
+            SELECT d.ctid FROM {deltas_table_of(internal)} d
+            WHERE d.lane = l.lane AND d.xid >= l.floor ORDER BY d.xid LIMIT _deltas_max
+        ) d
     ) INTO _xmin, _ids;
-    _folded := cardinality(_ids);
-    IF _folded = 0 THEN
-        _previous := NULL;
+    IF cardinality(_ids) = 0 THEN
         RETURN;
     END IF;
-    _is_drained := _folded < _deltas_max;
-    SELECT * INTO _applied
-    FROM mv_{internal}_apply(_lane, _previous + 1, _ids, _rows_max);
-    _expired := _applied._expired;
-    _changed := _applied._changed;
-    _newest_at := _applied._newest_at;
-    _rows := _applied._rows;
-    -- Raised only when nothing below it is left behind.
+    RETURN QUERY
     UPDATE view_lanes l
-    SET version = l.version + (_changed > 0)::integer,
-        floor = CASE WHEN _is_drained THEN _xmin ELSE l.floor END
-    WHERE l.internal = '{internal}' AND l.lane = _lane
-    RETURNING l.version, l.floor::text INTO _folded_version, _floor;
+    SET version = l.version + (a._changed > 0)::integer,
+        -- Raised only when nothing below it is left behind.
+        floor = CASE WHEN a._folded < _deltas_max THEN _xmin ELSE l.floor END
+    FROM mv_{internal}_apply(_ids, _rows_max) a
+    WHERE l.internal = '{internal}' AND l.lane = a._lane
+    RETURNING l.lane, l.version - (a._changed > 0)::integer, l.version, l.floor::text,
+        a._folded < _deltas_max, a._folded, a._expired, a._changed, a._newest_at, a._rows;
 END
 """
 
@@ -242,7 +248,7 @@ DECLARE
     _detail text;
 BEGIN
     BEGIN
-        PERFORM mv_{internal}_apply(_lane, _version, _ids, 0);
+        PERFORM mv_{internal}_apply(_ids, 0);
         RETURN 0;
     EXCEPTION WHEN data_exception OR program_limit_exceeded OR not_null_violation
                 OR check_violation THEN
@@ -250,13 +256,12 @@ BEGIN
     END;
     IF _half = 0 THEN
         INSERT INTO fold_dead_letters (internal, lane, delta, code, detail)
-        SELECT '{internal}', _lane, to_jsonb(d), _code, _detail
+        SELECT '{internal}', d.lane, to_jsonb(d), _code, _detail
         FROM {deltas} d WHERE d.ctid = ANY (_ids);
         DELETE FROM {deltas} d WHERE d.ctid = ANY (_ids);
         RETURN 1;
     END IF;
-    RETURN mv_{internal}_part(_lane, _version, _ids[:_half])
-         + mv_{internal}_part(_lane, _version, _ids[_half + 1:]);
+    RETURN mv_{internal}_part(_ids[:_half]) + mv_{internal}_part(_ids[_half + 1:]);
 END
 """
 
@@ -265,10 +270,10 @@ def _quarantine(internal: str) -> str:
     return f"""
 DECLARE
     _from xid8;
-    _version bigint;
     _ids tid[];
+    _bad integer;
 BEGIN
-    SELECT l.version + 1, l.floor INTO _version, _from FROM view_lanes l
+    SELECT l.floor INTO _from FROM view_lanes l
     WHERE l.internal = '{internal}' AND l.lane = _lane FOR UPDATE SKIP LOCKED;
     IF NOT FOUND THEN
         RETURN NULL;
@@ -280,8 +285,9 @@ BEGIN
     IF cardinality(_ids) = 0 THEN
         RETURN 0;
     END IF;
-    UPDATE view_lanes l SET version = _version
+    _bad := mv_{internal}_part(_ids);
+    UPDATE view_lanes l SET version = l.version + 1
     WHERE l.internal = '{internal}' AND l.lane = _lane;
-    RETURN mv_{internal}_part(_lane, _version, _ids);
+    RETURN _bad;
 END
 """
