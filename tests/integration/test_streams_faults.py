@@ -221,6 +221,37 @@ async def test_full_memory_is_overload_and_duplicates_are_still_answered(
     await bed.close()
 
 
+async def test_full_memory_is_drained_by_a_worker_that_starts_into_it(
+    own_valkey: EmbeddedValkey,
+) -> None:
+    bed = RedisBed(own_valkey.url, "n")
+    producer = bed.producer()
+    await bed.keeper().ensure_group("workers")
+    await producer.append(0, an_append(producer))
+    await bed.command("CONFIG", "SET", "maxmemory", MEGABYTE)
+    keeper, reader = bed.keeper(), bed.reader(consumer="new")
+    await keeper.start()
+    await keeper.ensure_group("workers")
+    entries = await reader.read(0, 10, 0.1)
+    assert len(entries) == await reader.acknowledge(0, entries) == 1
+    assert await keeper.trim(0, 0.0) == 1
+    await bed.command("CONFIG", "SET", "maxmemory", 0)
+    await bed.close()
+
+
+async def test_nothing_is_written_to_a_log_of_another_number_of_shards(
+    valkey_url: str, redis_namespace: str
+) -> None:
+    bed = RedisBed(valkey_url, redis_namespace)
+    await bed.keeper().start()
+    # This one was not greeted: the log was away when it started.
+    other = bed.producer(shards=3)
+    with pytest.raises(NotExecuted, match=f"installed with {bed.log.keys.shards} shards"):
+        await other.append(0, an_append(other))
+    assert await bed.command("KEYS", f"{redis_namespace}:orders:*") == []
+    await bed.close()
+
+
 async def test_duplicates_write_too_so_that_wait_covers_them(
     own_valkey: EmbeddedValkey, tmp_path: Path
 ) -> None:

@@ -7,11 +7,12 @@ is dropped, and the caller repeats it with the same key.
 
 from __future__ import annotations
 
+import asyncio
 import random
 from typing import Any
 
 from coffee_rt.domain.wire import WIRE_VERSION, batch_header
-from coffee_rt.errors import BreakerOpen, NotExecuted, Overload, Retryable
+from coffee_rt.errors import BreakerOpen, NotExecuted, Overload, Rejected, Retryable
 from coffee_rt.runtime.breaker import CircuitBreaker, backoff_seconds
 from coffee_rt.runtime.clock import Clock
 from coffee_rt.streams.contract import EntryId
@@ -25,10 +26,11 @@ _KEEPS_LINK = frozenset({"OOM", "TRYAGAIN", "NOSCRIPT"})
 
 
 class _Shard:
-    __slots__ = ("failures", "link", "retry_at")
+    __slots__ = ("failures", "link", "opening", "retry_at")
 
     def __init__(self) -> None:
         self.link: Link | None = None
+        self.opening = asyncio.Lock()
         self.failures = 0
         self.retry_at = 0.0
 
@@ -53,6 +55,7 @@ class RedisTarget:
         self._limits = limits or ProducerLimits()
         self._breaker = breaker
         self._shards = [_Shard() for _ in range(keys.shards)]
+        self._is_checked = False
         self._key_window_ms = str(self._limits.key_window_seconds * 1000).encode()
         self._client_id_window_ms = str(self._limits.client_id_window_seconds * 1000).encode()
 
@@ -61,7 +64,7 @@ class RedisTarget:
         return self._keys.shards
 
     async def start(self) -> tuple[int, float, float]:
-        await ensure_install(self._connector, self._keys, self._limits.reply_seconds_max)
+        await self._check_install()
         for shard in range(self.shards):
             await self._open(shard)
         link = await self._open(0)
@@ -164,37 +167,57 @@ class RedisTarget:
             return NotExecuted(str(error))
         return Retryable(str(error))
 
+    async def _check_install(self) -> None:
+        await ensure_install(self._connector, self._keys, self._limits.reply_seconds_max)
+        self._is_checked = True
+
     async def _open(self, shard: int) -> Link:
         state = self._shards[shard]
-        if state.link is not None and not state.link.is_closed:
+        async with state.opening:
+            if state.link is not None and not state.link.is_closed:
+                return state.link
+            if self._clock.monotonic() < state.retry_at:
+                raise NotExecuted("the log is not reachable; tried a moment ago")
+            try:
+                if self._breaker is None:
+                    state.link = await self._connect(shard)
+                else:
+                    async with self._breaker:
+                        state.link = await self._connect(shard)
+            except BreakerOpen as error:
+                state.retry_at = self._clock.monotonic() + error.retry_after_seconds
+                raise
+            except NotExecuted:
+                pause = backoff_seconds(state.failures, 0.1, self._limits.reconnect_seconds_max)
+                # Never less than a twentieth: full jitter may say 0, and a flush a millisecond would follow.
+                state.retry_at = self._clock.monotonic() + max(pause, 0.05 * (1 + random.random()))
+                state.failures += 1
+                raise
+            state.failures = 0
             return state.link
-        if self._clock.monotonic() < state.retry_at:
-            raise NotExecuted("the log is not reachable; tried a moment ago")
-        try:
-            if self._breaker is None:
-                state.link = await self._connector.open(self._keys.streams[shard], "append")
-            else:
-                async with self._breaker:
-                    state.link = await self._connector.open(self._keys.streams[shard], "append")
-        except BreakerOpen as error:
-            state.retry_at = self._clock.monotonic() + error.retry_after_seconds
-            raise
-        except NotExecuted:
-            pause = backoff_seconds(state.failures, 0.1, self._limits.reconnect_seconds_max)
-            # Never less than a twentieth: full jitter may say 0, and a flush a millisecond would follow.
-            state.retry_at = self._clock.monotonic() + max(pause, 0.05 * (1 + random.random()))
-            state.failures += 1
-            raise
-        state.failures = 0
-        return state.link
+
+    async def _connect(self, shard: int) -> Link:
+        """Never to a log of another number of shards: no worker reads the streams this one would write to.
+        The log may have been away when `start` was to check that."""
+        if not self._is_checked:
+            try:
+                await self._check_install()
+            except Rejected as error:
+                raise NotExecuted(error.detail) from None
+            except Retryable as error:
+                raise NotExecuted(str(error)) from None
+        return await self._connector.open(self._keys.streams[shard], "append")
 
 
 async def ensure_install(connector: Connector, keys: LogKeys, seconds_max: float) -> None:
     """Store the number of shards at the first use; raises Rejected where another one is stored."""
     link = await connector.open(keys.install, "keeper")
     try:
-        await link.call("HSETNX", keys.install, "shards", keys.shards, seconds_max=seconds_max)
+        # Read first: a process must also start while Redis is full, and HSETNX is refused then.
         stored = await link.call("HGET", keys.install, "shards", seconds_max=seconds_max)
+        if stored is None:
+            await link.call("HSETNX", keys.install, "shards", keys.shards, seconds_max=seconds_max)
+            stored = await link.call("HGET", keys.install, "shards", seconds_max=seconds_max)
     finally:
         link.close()
     check_shards(int(stored), keys.shards)

@@ -61,7 +61,9 @@ class RedisKeeper:
 
     async def ensure_group(self, group: str) -> None:
         # Registered first: from then on a trim leaves everything until the group is on every shard.
-        await self._call(0, "HSETNX", self._keys.groups, group, int(time.time()))
+        # Not when it is: while Redis is full the write is refused, and who frees it must start all the same.
+        if not await self._call(0, "HEXISTS", self._keys.groups, group):
+            await self._call(0, "HSETNX", self._keys.groups, group, int(time.time()))
         for shard in range(self.shards):
             link = await self._link(shard)
             await create_group(link, self._keys.streams[shard], group, self._seconds_max)

@@ -240,6 +240,14 @@ class RedisReader:
 async def create_group(link: Link, stream: bytes, group: str, seconds_max: float) -> bool:
     """Make a group from the first entry; False where it is there already."""
     try:
+        # Asked first: Redis refuses XGROUP CREATE while its memory is full, also for a group it has.
+        groups = await link.call("XINFO", "GROUPS", stream, seconds_max=seconds_max)
+        if any(facts[1] == group.encode() for facts in groups):
+            return False
+    except ReplyError as error:
+        if error.code != "ERR":  # No such stream.
+            raise
+    try:
         await link.call(
             "XGROUP", "CREATE", stream, group, str(ENTRY_ID_ZERO), "MKSTREAM",
             seconds_max=seconds_max,

@@ -1,8 +1,10 @@
+#!lua flags=allow-oom
 -- Remove what every group acknowledged at least `keep` milliseconds ago. One call, so that an entry
 -- delivered meanwhile can't be taken for an acknowledged one.
 --
 -- A stream doesn't say when an entry was acknowledged. So each call leaves a mark (time -> lowest
 -- unacknowledged id) and the trim goes to the newest mark old enough, never above today's bound.
+-- allow-oom: the mark is a write of its own, and what frees memory must run when there is none.
 --
 -- KEYS  1 stream, 2 marks (sorted set)
 -- ARGV  1 keep ms, 2 entries removed at most, 3.. registered groups
