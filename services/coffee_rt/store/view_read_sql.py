@@ -15,7 +15,7 @@ from coffee_rt.domain.views import ViewDefinition
 from coffee_rt.errors import Rejected
 from coffee_rt.store.contract import ViewQuery
 from coffee_rt.store.view_repair_sql import is_empty
-from coffee_rt.store.view_schema import key_columns, measure_columns, merged_measure, quoted
+from coffee_rt.store.view_schema import measure_columns, merged_measure, quoted
 from coffee_rt.store.view_tables import deltas_table_of, table_of
 
 ROWS_MAX = 100_000
@@ -68,11 +68,11 @@ def query_sql(
     keys = answer_keys(definition, query)
     names = measure_columns(definition)
     condition = _condition(query, arguments)
-    source = quoted((*key_columns(definition), *names, "newest_at"), "s.")
-    merged = ", ".join(merged_measure(measure, "b") for measure in definition.measures)
-    bucket = (query.bucket or definition.bucket).seconds
-    selected = "".join(f"{_key(name, bucket)}, " for name in keys)
-    groups = f"GROUP BY {', '.join(map(str, range(1, 1 + len(keys))))}" if keys else ""
+    selected = "".join(f"{_key(definition, name, query)}, " for name in keys)
+    grouped = f"GROUP BY {', '.join(map(str, range(1, 1 + len(keys))))}" if keys else ""
+    folded, merged = (_merged(definition, alias) for alias in ("s", "b"))
+    unfolded = ", ".join(quoted((name,), "s.") for name in (*names, "newest_at"))
+    answer = "".join(f'b."{key}", ' for key in keys)
     page = f"WHERE {_page(keys, query, arguments)}" if query.after is not None else ""
     order = ", ".join([*_first(query, "g."), *(f'g."{key}"' for key in keys)]) or "1"
     limit = arguments.add(min(query.limit, ROWS_MAX))
@@ -85,13 +85,15 @@ def query_sql(
                 WHERE d.lane = l.lane AND d.xid >= l.floor
             ) d LIMIT {tail_max + 1}
         ), grouped AS (
-            SELECT {selected}{merged}, max(max(b.newest_at)) OVER () AS _newest_at
+            SELECT {answer}{merged}, max(max(b.newest_at)) OVER () AS _newest_at
             FROM (
-                SELECT {source} FROM {table_of(internal)} s WHERE {condition}
+                -- Merged before they meet the few of the tail: a month has hundreds of thousands.
+                SELECT {selected}{folded} FROM {table_of(internal)} s
+                WHERE {condition} {grouped}
                 UNION ALL
-                SELECT {source} FROM tail s
+                SELECT {selected}{unfolded} FROM tail s
                 WHERE {condition} AND (SELECT count(*) FROM tail) <= {tail_max}
-            ) b {groups}
+            ) b {grouped}
         ), paged AS (
             SELECT * FROM grouped g {page} ORDER BY {order} LIMIT {limit}
         )
@@ -107,11 +109,17 @@ def query_sql(
     return sql, arguments.values
 
 
-def _key(name: str, bucket_seconds: int) -> str:
-    if name != "bucket":
-        return f'b."{name}"'
-    stride = f"interval '{bucket_seconds} seconds'"
-    return f"date_bin({stride}, b.bucket, timestamptz 'epoch') AS bucket"
+def _merged(definition: ViewDefinition, alias: str) -> str:
+    measures = ", ".join(merged_measure(measure, alias) for measure in definition.measures)
+    return f"{measures}, max({alias}.newest_at) AS newest_at"
+
+
+def _key(definition: ViewDefinition, name: str, query: ViewQuery) -> str:
+    """A column that names the answer's rows, of a row of the view (or a delta) `s`."""
+    if name != "bucket" or query.bucket in (None, definition.bucket):
+        return f's."{name}"'
+    stride = f"interval '{query.bucket.seconds} seconds'"
+    return f"date_bin({stride}, s.bucket, timestamptz 'epoch') AS bucket"
 
 
 def _condition(query: ViewQuery, arguments: Arguments) -> str:
