@@ -98,7 +98,7 @@ async def _has_waiting_change(pool: Pool) -> bool:
 
 
 async def test_a_new_view_waits_for_commits_under_way_and_misses_none(database_url: str) -> None:
-    """MECHANICS 15: without the barrier the held commit's orders are in neither backfill nor deltas."""
+    """Without the barrier the held commit's orders are in neither backfill nor deltas."""
     held, later = some_orders(10, seed=1), some_orders(10, seed=2)
     async with a_pool(database_url) as pool:
         await ensure_partition(pool)

@@ -275,6 +275,31 @@ async def test_a_floor_left_behind_is_told_by_an_extra_beacon(
     assert len(bed.beacons()) == 2
 
 
+async def test_lanes_that_are_folded_all_the_time_need_no_extra_beacon(bed: Bed) -> None:
+    folds, _ = bed.loop(poll_seconds=10.0)
+    await folds.fold_round()
+    for _ in range(20):
+        stored = await bed.commit(an_order())
+        # The newest commit known is always one whose fold is still to come.
+        folds.mark(Stored(stored.xid + 1000, [], stored.lanes))
+        assert await folds.fold_round() == 1
+        bed.clock.at += SETTLE_SECONDS / 4
+    assert bed.beacons() == []
+
+
+async def test_nobody_is_told_for_ever_of_a_view_that_is_gone(bed: Bed) -> None:
+    folds, _ = bed.loop(poll_seconds=0.5)
+    await folds.fold_round()
+    stored = await bed.commit(an_order())
+    folds.mark(Stored(stored.xid + 1000, [], stored.lanes))
+    await folds.fold_round()
+    await bed.catalogue.drop_view("sales")
+    for _ in range(10):
+        bed.clock.at += SETTLE_SECONDS
+        await folds.fold_round()
+    assert len(bed.beacons()) == 1
+
+
 async def test_telling_makes_instances_known_to_each_other(bed: Bed) -> None:
     one, one_share = bed.loop("one")
     two, two_share = bed.loop("two")

@@ -8,7 +8,7 @@ instance lives and what all versions are. A lost poke costs `poll_seconds`, noth
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from coffee_rt.aggregator import metrics
@@ -40,7 +40,7 @@ BACKOFF_SECONDS_MAX = 2.0
 class FoldLimits:
     """See AggregatorSettings."""
 
-    interval_seconds: float = 0.05
+    interval_seconds: float = 0.025
     poll_seconds: float = 0.5
     beacon_seconds: float = 1.0
     alive_seconds: float = 2.0
@@ -142,11 +142,17 @@ class FoldLoop:
         self._wake.clear()
 
     async def fold_round(self) -> int:
-        """Fold what is marked, and what a poll finds when one is due; how many folds were committed.
+        """Fold what is marked, then what a poll finds when one is due; how many folds were committed.
         Raises Retryable; what was not folded stays marked."""
+        folds = await self._fold_marked()
         now = self._clock.monotonic()
         if self._must_poll or now - self._polled_at >= self._limits.poll_seconds:
             await self._poll(now)
+            folds += await self._fold_marked()
+        await self._settle()
+        return folds
+
+    async def _fold_marked(self) -> int:
         marked, self._marked = self._marked, set()
         lanes: dict[str, list[int]] = {}
         for key in marked:
@@ -165,7 +171,6 @@ class FoldLoop:
                 folds += result
         if failed is not None:
             raise failed
-        await self._settle()
         return folds
 
     async def _poll(self, now: float) -> None:
@@ -213,7 +218,7 @@ class FoldLoop:
         metrics.DELTAS_EXPIRED.labels(fold.view).inc(fold.expired_deltas)
         state = self._views.get(view)
         if state is not None and state.is_current and fold.version > fold.previous:
-            self._forget_awaited([(fold.view, fold.lane)], fold.floor)
+            self._told_floors({(fold.view, fold.lane): fold.floor})
             await self._publisher.publish_fold(fold)
 
     async def _put_away(self, key: LaneKey, error: BadData) -> None:
@@ -225,10 +230,14 @@ class FoldLoop:
         )
         self._marked.add(key)
 
-    def _forget_awaited(self, lanes: Iterable[tuple[str, int]], floor: int) -> None:
-        for lane in lanes:
-            if lane in self._awaited and self._awaited[lane][0] < floor:
-                del self._awaited[lane]
+    def _told_floors(self, floors: Mapping[tuple[str, int], int]) -> None:
+        """Whoever waits for a higher floor than is told now begins to wait anew: a lane that is folded all
+        the time tells its floor all the time, and needs no beacon."""
+        now = self._clock.monotonic()
+        for lane in self._awaited.keys() & floors.keys():
+            xid = self._awaited.pop(lane)[0]
+            if xid >= floors[lane]:
+                self._awaited[lane] = (xid, now)
 
     async def _settle(self) -> None:
         """Tell floors early when a commit of a while ago still waits for one: whoever asked to be
@@ -236,15 +245,15 @@ class FoldLoop:
         now = self._clock.monotonic()
         if any(now - since >= SETTLE_SECONDS for _, since in self._awaited.values()):
             await self.publish_beacon()
-            # Whatever is still behind is told by the next folds and beacons; never in a tight loop.
-            self._awaited = {lane: (xid, now) for lane, (xid, _) in self._awaited.items()}
 
     async def publish_beacon(self) -> None:
         """Publish all lanes' newest versions. Raises Retryable when PostgreSQL is away."""
         async with self._database:
             epochs, lanes = await self._folder.lane_versions()
-        for lane in lanes:
-            self._forget_awaited([(lane.view, lane.lane)], lane.floor)
+        floors = {(lane.view, lane.lane): lane.floor for lane in lanes}
+        for lane in self._awaited.keys() - floors.keys():
+            del self._awaited[lane]  # Of a view that is gone.
+        self._told_floors(floors)
         await self._publisher.publish_beacon(int(self._clock.now() * 1000), epochs, lanes)
 
     async def tell(self) -> None:

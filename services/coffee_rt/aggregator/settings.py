@@ -20,10 +20,10 @@ class AggregatorSettings(ProcessSettings):
         None, help="Folder of view definitions (YAML) beside the built-in ones; none: only those."
     )
     fold_interval_ms: int = own(
-        50,
+        25,
         ge=0,
         le=10_000,
-        help="Least milliseconds between two rounds of folds. Smaller: fresher and more CPU in PostgreSQL.",
+        help="Least milliseconds from one round of folds to the next. Smaller: fresher and more CPU in PostgreSQL.",
     )
     folds_max: int = own(
         4, ge=1, le=64, help="Views folded at once; each takes a database connection."

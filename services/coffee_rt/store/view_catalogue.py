@@ -2,8 +2,8 @@
 
 Every commit holds the shared side of CATALOGUE_LOCK to its end and reads the generation under it. A change
 takes the exclusive side: when it has it, no commit is under way, and every later one reads the new
-generation and carries the new view's deltas (MECHANICS 15). The wait is short and repeated, because
-commits queue behind a waiting exclusive lock.
+generation and carries the new view's deltas; without the barrier those of a commit under way would be
+missing for ever. The wait is short and repeated, because commits queue behind a waiting exclusive lock.
 """
 
 from __future__ import annotations

@@ -135,8 +135,7 @@ class PostgresViewFolder:
         return number or 0
 
     async def _load(self) -> Catalogue:
-        async with self._pool.transaction() as connection:
-            self._catalogue = await load_catalogue(connection)
+        self._catalogue = await load_catalogue(self._pool)
         return self._catalogue
 
     async def _find(self, internal: str) -> LiveView | None:

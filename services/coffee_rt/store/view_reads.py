@@ -125,8 +125,7 @@ class PostgresViewReader:
     async def _find(self, name: str) -> LiveView:
         now = self._clock.monotonic()
         if now - self._loaded_at > CATALOGUE_SECONDS_MAX:
-            async with self._pool.transaction() as connection:
-                self._catalogue = await load_catalogue(connection)
+            self._catalogue = await load_catalogue(self._pool)
             self._loaded_at = now
         for view in self._catalogue.views:
             if view.is_current and view.definition.name == name:

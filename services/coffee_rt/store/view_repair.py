@@ -3,7 +3,7 @@
 A chunk (a span of buckets) is recomputed by one transaction of two statements: the lanes are locked in
 order, which keeps folds out but no writer; then ONE statement drops the chunk's unfolded deltas, aggregates
 its orders and replaces its rows. All three see one snapshot, so each order is in the new row or its delta
-is still to be folded, never both and never neither (MECHANICS 16). An audit compares in one statement too,
+is still to be folded, never both and never neither. An audit compares in one statement too,
 and locks nothing.
 """
 

@@ -68,7 +68,8 @@ async def read_generation(conn: Any) -> int:
 
 
 async def load_catalogue(conn: Any) -> Catalogue:
-    """The catalogue in one statement, so that generation and views belong together."""
+    """The catalogue in one statement of a connection or pool, so that generation and views belong
+    together."""
     rows = await conn.fetch(
         """
         SELECT g.generation, c.internal, c.definition::text AS definition, c.feature_level,
