@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -168,3 +169,20 @@ def test_too_few_open_files_are_a_plain_sentence() -> None:
     assert limit == -1 or limit >= 64
     with pytest.raises(SettingsError, match="files may be open"):
         ensure_open_files(2**62)
+
+
+async def test_a_task_that_swallows_one_cancellation_is_cancelled_again() -> None:
+    lifecycle = Lifecycle("test")
+    swallowed = asyncio.Event()
+
+    async def stubborn() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        swallowed.set()
+        await asyncio.Event().wait()
+
+    task = lifecycle.spawn(stubborn(), "stubborn")
+    await asyncio.sleep(0)
+    await asyncio.wait_for(lifecycle.stop_tasks(), 30)
+    assert swallowed.is_set()
+    assert task.done()

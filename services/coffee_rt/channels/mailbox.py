@@ -50,6 +50,10 @@ class Mailbox:
             self._items.append(None)
         self._arrived.set()
 
+    @property
+    def is_closed(self) -> bool:
+        return self._is_closed
+
     def close(self) -> None:
         """End the iteration; what is still inside is not read any more."""
         self._is_closed = True

@@ -24,6 +24,8 @@ from coffee_rt.channels.mailbox import BYTES_MAX, MESSAGES_MAX, Mailbox
 from coffee_rt.channels.metrics import failed_publications, reconnects
 from coffee_rt.errors import Retryable
 
+CANCEL_SECONDS = 0.2
+"""A reader that has not ended by then is cancelled again."""
 CONNECT_SECONDS_MAX = 3.0
 """Longer than a SYN retransmission (1 s), shorter than anyone waits for a page."""
 PUBLISH_SECONDS_MAX = 2.0
@@ -87,9 +89,10 @@ class RedisChannels:
         finally:
             self._mailboxes.discard(mailbox)
             mailbox.close()
-            reader.cancel()
-            with suppress(asyncio.CancelledError):
-                await reader
+            # More than once: a time-out below that ends in the same moment can swallow a cancellation.
+            while not reader.done():
+                reader.cancel()
+                await asyncio.wait({reader}, timeout=CANCEL_SECONDS)
 
     async def close(self) -> None:
         for mailbox in self._mailboxes:
@@ -105,7 +108,7 @@ class RedisChannels:
         """Read one connection after the other until cancelled. `opened` is set after the first attempt,
         whether it succeeded or not."""
         failures = 0
-        while True:
+        while not mailbox.is_closed:
             pubsub = self._subscriber.pubsub()
             try:
                 await asyncio.wait_for(self._open(pubsub, topics), CONNECT_SECONDS_MAX)
@@ -123,6 +126,7 @@ class RedisChannels:
                     await pubsub.aclose()  # type: ignore[no-untyped-call]
             limit = min(RECONNECT_SECONDS_MAX, RECONNECT_SECONDS_BASE * 2 ** min(failures, 10))
             await asyncio.sleep(self._uniform(0.0, limit))
+        opened.set()
 
     async def _open(self, pubsub: PubSub, topics: tuple[str, ...]) -> None:
         """Subscribe and wait for every confirmation: only then nothing published later is missed."""
@@ -144,7 +148,7 @@ class RedisChannels:
         """Move messages into the mailbox until the connection fails or stays silent after a ping."""
         connection = pubsub.connection
         is_pinged = False
-        while True:
+        while not mailbox.is_closed:
             wait = self._answer_seconds_max if is_pinged else self._ping_seconds
             message: dict[str, Any] | None = await pubsub.get_message(timeout=wait)
             if message is None:

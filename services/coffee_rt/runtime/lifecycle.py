@@ -26,6 +26,11 @@ S = TypeVar("S", bound=ProcessSettings)
 T = TypeVar("T")
 
 
+CANCEL_SECONDS = 0.5
+CANCELLATIONS_MAX = 10
+"""A task that is still there after so many cancellations is left behind, and named in the log."""
+
+
 class Lifecycle:
     """What a process's `main` gets: clock, health, log, background tasks, and word of the drain.
 
@@ -100,10 +105,15 @@ class Lifecycle:
 
     async def stop_tasks(self) -> None:
         """Cancel what is still running in the background, and wait for it."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        waiting = set(self._tasks)
+        # More than once: a time-out below that ends in the same moment can swallow a cancellation.
+        for _ in range(CANCELLATIONS_MAX):
+            for task in waiting:
+                task.cancel()
+            if waiting:
+                _, waiting = await asyncio.wait(waiting, timeout=CANCEL_SECONDS)
+        for task in waiting:
+            self.log.error("a background task does not end", task=task.get_name())
 
 
 def run(process: str, main: Callable[[Lifecycle, S], Awaitable[None]], settings: S) -> int:
