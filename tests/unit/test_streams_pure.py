@@ -211,6 +211,15 @@ def test_an_old_sample_gives_way_to_a_slower_new_one() -> None:
     assert 1.5 < clock.offset_seconds < 2.1
 
 
+def test_a_stalled_answer_does_not_move_a_clock_it_agrees_with() -> None:
+    clock = RedisClock(SystemClock())
+    clock.learn(10_000, 9.999, 10.001)
+    later = 10.0 + SAMPLE_SECONDS_MAX + 1
+    # Held up for 3 s before Redis ran it: its middle would say 1.5 s ahead.
+    assert not clock.learn(int((later + 3) * 1000), later, later + 3.001)
+    assert abs(clock.offset_seconds) < 0.001
+
+
 def test_a_clock_set_back_takes_the_next_sample() -> None:
     ours = WrongClock(0.0)
     clock = RedisClock(ours)

@@ -33,8 +33,15 @@ class RedisClock:
         is_old = not 0 <= received_at - self._learned_at <= SAMPLE_SECONDS_MAX
         if round_trip < 0 or (round_trip > self._round_trip and not is_old):
             return False
+        seconds = redis_ms / 1000
+        is_agreeing = seconds - received_at <= self.offset_seconds <= seconds + 0.001 - sent_at
+        if round_trip > self._round_trip and is_agreeing:
+            # The middle of a slow answer may be off by half of it, and ids minted ahead of their entries
+            # would not be found in the log: what is known is kept as long as nothing speaks against it.
+            self._learned_at = received_at
+            return False
         self._round_trip = round_trip
         self._learned_at = received_at
-        # +0.5: Redis cuts its milliseconds off.
-        self.offset_seconds = (redis_ms + 0.5) / 1000 - (sent_at + received_at) / 2
+        # Half a millisecond more: Redis cuts the rest off.
+        self.offset_seconds = seconds + 0.0005 - (sent_at + received_at) / 2
         return True
