@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import pytest
+
+from coffee_rt.order_api import rate
+from coffee_rt.order_api.gate import client_subject
 from coffee_rt.order_api.rate import Quota, RateLimiter, StorageAway
 
 
@@ -100,3 +106,55 @@ def test_both_forms_of_the_headers_say_the_same() -> None:
         text = b"".join(b"%b: %b\r\n" % pair for pair in quota.headers())
         assert text == quota.to_bytes()
         assert (b"retry-after: 42" in text) == is_exceeded
+
+
+async def test_subjects_above_the_most_counted_share_one_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rate, "SUBJECTS_MAX", 3)
+    _clock, _storage, (pod,) = pods(1)
+    for known in "abc":
+        assert taken(pod, 1, f"key:{known}") == 1
+    assert sum(taken(pod, 1, f"address:{number}", limit=5) for number in range(20)) == 5
+
+
+async def test_an_increment_under_way_is_not_sent_again() -> None:
+    _clock, storage, (pod, _other) = pods(2)
+    taken(pod, 5, "key:slow")
+    taken(pod, 1, "key:lost")
+    held = asyncio.Event()
+    increment = storage.incr
+
+    async def incr(key: str, expiry: int, amount: int = 1) -> int:
+        if "lost" in key:
+            raise StorageAway
+        await held.wait()
+        return await increment(key, expiry, amount)
+
+    storage.incr = incr  # type: ignore[method-assign]
+    settling = asyncio.create_task(pod.settle())
+    await asyncio.sleep(0)
+    held.set()
+    await settling
+    storage.incr = increment  # type: ignore[method-assign]
+    await pod.settle()
+    assert sorted(storage.counts.values()) == [1, 5]
+    assert taken(pod, 10, "key:slow") == 5
+
+
+@pytest.mark.parametrize(
+    ("address", "subject"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("192.0.2.7:5123", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::9", "2001:db8:1:2::/64"),
+        ("[2001:db8:1:2::9]:443", "2001:db8:1:2::/64"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("x" * 30_000, "unknown"),
+        ("", "unknown"),
+    ],
+)
+def test_an_address_is_limited_by_what_one_caller_is_given(address: str, subject: str) -> None:
+    assert client_subject(address) == subject

@@ -6,7 +6,14 @@ Everything here is decided from what background tasks keep up to date; no reques
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+    ip_network,
+)
 from typing import NamedTuple, Protocol
 
 from coffee_rt.domain.keys import ANYONE, Access, KeyRing, Principal, token_of
@@ -100,7 +107,7 @@ class Gate:
         if not self._anonymous_per_minute:
             return None
         address = client_address(request.client, head.get(b"x-forwarded-for"), self._trusted)
-        return self._rate.take(f"address:{address}", self._anonymous_per_minute)
+        return self._rate.take(f"address:{client_subject(address)}", self._anonymous_per_minute)
 
 
 def _text(head: dict[bytes, bytes], name: bytes) -> str | None:
@@ -123,9 +130,31 @@ def client_address(
     return address
 
 
+def client_subject(address: str) -> str:
+    """What of an address is limited: for IPv6 its /64, because one caller is given all of those."""
+    parsed = _parse_address(address)
+    if parsed is None:
+        return "unknown"
+    if isinstance(parsed, IPv4Address):
+        return str(parsed)
+    return str(ip_network((int(parsed) >> 64 << 64, 64)))
+
+
 def _is_trusted(address: str, trusted: Sequence[Network]) -> bool:
+    parsed = _parse_address(address)
+    return parsed is not None and any(parsed in network for network in trusted)
+
+
+def _parse_address(text: str) -> IPv4Address | IPv6Address | None:
+    """An address, with a port as some proxies write it; an IPv4 one inside IPv6 is that IPv4 one."""
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
     try:
-        parsed = ip_address(address)
+        parsed = ip_address(text)
     except ValueError:
-        return False
-    return any(parsed in network for network in trusted)
+        return None
+    if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped is not None:
+        return parsed.ipv4_mapped
+    return parsed

@@ -94,9 +94,7 @@ class RateLimiter:
         window = int(now // WINDOW_SECONDS)
         count = self._counts.get(subject)
         if count is None or count.window != window:
-            if count is None and len(self._counts) >= SUBJECTS_MAX:
-                subject = _OVERFLOW
-            count = self._counts[subject] = _Count(window)
+            count = self._begin(subject, window)
         used = count.settled + count.pending
         is_exceeded = used >= limit
         if not is_exceeded:
@@ -104,6 +102,15 @@ class RateLimiter:
             used += 1
         reset_seconds = WINDOW_SECONDS - int(now) % WINDOW_SECONDS
         return Quota(limit, max(0, limit - used), reset_seconds, is_exceeded)
+
+    def _begin(self, subject: str, window: int) -> _Count:
+        """The count of a subject not seen in this window; the common one where there are too many."""
+        if subject not in self._counts and len(self._counts) >= SUBJECTS_MAX:
+            subject = _OVERFLOW
+        count = self._counts.get(subject)
+        if count is None or count.window != window:
+            count = self._counts[subject] = _Count(window)
+        return count
 
     async def settle(self) -> None:
         """Add what came here to what the pods share, and forget windows that are over."""
@@ -115,11 +122,16 @@ class RateLimiter:
             elif count.pending:
                 waiting.append((subject, count))
         for start in range(0, len(waiting), SETTLED_AT_ONCE):
-            try:
-                await asyncio.gather(
-                    *(self._settle(*pair) for pair in waiting[start : start + SETTLED_AT_ONCE])
-                )
-            except StorageAway:
+            # All of them to their end: one still under way would be added again by the next settlement.
+            ended = await asyncio.gather(
+                *(self._settle(*pair) for pair in waiting[start : start + SETTLED_AT_ONCE]),
+                return_exceptions=True,
+            )
+            errors = [error for error in ended if error is not None]
+            for error in errors:
+                if not isinstance(error, StorageAway):
+                    raise error
+            if errors:
                 RATE_UNSETTLED.inc()
                 return
 
