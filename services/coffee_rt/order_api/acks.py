@@ -3,7 +3,7 @@
 Workers publish each commit (topic `stored`): its entries, its transaction id and the lanes it touched. An
 order is visible once each of those lanes has a floor above that transaction (topics `view:*`, `beacon`).
 Publications can be lost, so a waiter also asks the log now and then whether the entry is settled; what is
-never heard is never claimed (MECHANICS 21).
+never heard is never claimed.
 """
 
 from __future__ import annotations
@@ -194,10 +194,17 @@ class Acks:
             for lane in lanes
         )
 
-    def is_dead(self, order_id: bytes, position: Position) -> bool:
-        """Whether the order is known to have become a dead letter."""
-        commit = self._commits.get(position.batch_id)
-        return commit is not None and order_id in commit.dead
+    def dead_ids(self, positions: set[Position]) -> set[bytes]:
+        """Ids of the orders in the commits of these positions that are known to have become dead letters."""
+        commits = map(self._commits.get, {position.batch_id for position in positions})
+        return {order_id for commit in commits if commit is not None for order_id in commit.dead}
+
+    async def wait_for_one(
+        self, order_id: bytes, position: Position, wanted: Ack, wait_seconds: float
+    ) -> str:
+        """As `wait`, for one order: the level as clients read it, or that it became a dead letter."""
+        level = await self.wait({position}, wanted, wait_seconds)
+        return "dead-letter" if order_id in self.dead_ids({position}) else level.label
 
     def _raise_floor(self, view: str, epoch: str, lane: int, floor: int) -> None:
         if self._epochs.get(view) != epoch:

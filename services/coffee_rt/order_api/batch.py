@@ -8,7 +8,10 @@ and without client id can't be met by a retry; its own id then stands for its bo
 from __future__ import annotations
 
 import asyncio
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 
 import msgspec
 
@@ -24,23 +27,60 @@ from coffee_rt.streams.contract import Append, Appended, Outcome, Position
 SLICES_AT_ONCE = 4
 """Slices of one request being appended. More would let one batch fill the log's queues alone."""
 
+COMMAS_A_RECORD = 16
+"""Commas an ordinary record may have. A body with more of them is counted before it is taken apart."""
+
+_LINES = re.compile(rb"\S[^\n]*")
+# A text without its end matches too: else each quote in it would be tried, up to the body's end.
+_MARKS = re.compile(rb'"(?:[^"\\]|\\(?s:.)?)*+"?|[\[\]{},]')
+_DEEP_MARKS = re.compile(rb'"(?:[^"\\]|\\(?s:.)?)*+"?|[\[\]{}]')
 _split = msgspec.json.Decoder(list[msgspec.Raw]).decode
-_encode = msgspec.json.Encoder().encode
 
 
-def split_array(body: bytes) -> list[bytes]:
+def split_array(body: bytes, records_max: int) -> list[bytes]:
     """The records of a JSON array, each as its own bytes. Raises Rejected."""
+    if body.count(b",") > COMMAS_A_RECORD * records_max:
+        _check_count(_count_elements(body, records_max), records_max)
     try:
-        return [bytes(raw) for raw in _split(body)]
+        records = [bytes(raw) for raw in _split(body)]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         check_encoding(body)
         reject_decode(error)
+    _check_count(len(records), records_max)
+    return records
 
 
-def split_lines(body: bytes) -> list[bytes]:
-    """The records of NDJSON; empty lines are no records."""
+def split_lines(body: bytes, records_max: int) -> list[bytes]:
+    """The records of NDJSON; empty lines are no records. Raises Rejected."""
     check_encoding(body)
-    return [line for line in body.split(b"\n") if line and not line.isspace()]
+    records = [match.group() for match in islice(_LINES.finditer(body), records_max + 1)]
+    _check_count(len(records), records_max)
+    return records
+
+
+def _check_count(records: int, records_max: int) -> None:
+    if records > records_max:
+        detail = f"The batch has more than {records_max} records."
+        raise Rejected("too-many-records", detail, status=413)
+
+
+def _count_elements(body: bytes, enough: int) -> int:
+    """About how many elements an array's text has, counted no further than a little past `enough`. Slow,
+    but without making them: 32 MiB of `[0,0,...` would become two gigabytes before they could be counted."""
+    depth = at = 0
+    elements = 1
+    while elements <= enough:
+        found = (_MARKS if depth <= 1 else _DEEP_MARKS).search(body, at)
+        if found is None:
+            break
+        at, mark = found.end(), found.group()[:1]
+        if mark in b"[{":
+            depth += 1
+        elif mark in b"]}":
+            depth -= 1
+        elif mark == b",":
+            elements += 1
+    return elements
 
 
 @dataclass(slots=True)
@@ -72,6 +112,16 @@ class BatchResult:
         self.results[index] = (
             f'{{"index":{index},"status":{problem.status},"problem":{problem.to_bytes().decode()}}}'
         )
+
+    def mark_dead(self, order_ids: Iterable[bytes]) -> None:
+        """Say of accepted records that they were found to be dead letters while the answer waited."""
+        dead = set(map(format_id, order_ids))
+        if not dead:
+            return
+        for index, result in enumerate(self.results):
+            _, name, rest = result[:128].partition('"order_id":"')
+            if name and rest[:36] in dead:
+                self.results[index] = result[:-1] + ',"ack":"dead-letter"}'
 
 
 def _below(error: Rejected) -> str:

@@ -96,7 +96,9 @@ class CompatRoutes:
         placed = await self._place(exchange)
         order, appended = placed.order, placed.appended
         seconds = self._settings.ack_wait_seconds_default
-        ack = await self._acks.wait({appended.position}, Ack.STORED, seconds)
+        ack = await self._acks.wait_for_one(
+            appended.order_id, appended.position, Ack.STORED, seconds
+        )
         return _answer(
             {
                 "id": display_number(appended.order_id),
@@ -106,7 +108,7 @@ class CompatRoutes:
                 "timestamp": format_instant(order.ordered_at_us),
                 "order_id": format_id(appended.order_id),
                 "quantity": order.quantity,
-                "ack": ack.label,
+                "ack": ack,
             }
         )
 

@@ -27,6 +27,11 @@ KEY_BYTES_MAX = 255
 ZSTD_WINDOW_BYTES_MAX = 8 * 1024 * 1024
 """What RFC 8878 asks every decoder to support; a larger window would cost that much memory a request."""
 ZSTD_PART_BYTES = 1 << 20
+PACKED_MEMBERS_MAX = 4096
+"""Packed streams one after the other in a body. Empty ones take a few bytes each and unpack to nothing, so
+only their number bounds what they cost."""
+PACKED_PIECE_BYTES = 64 * 1024
+"""Handed to an unpacker in one go: what is left of a piece behind a member's end is copied."""
 UNPACK_IN_THREAD_BYTES = 128 * 1024
 """Smaller packed bodies are unpacked at once; larger ones beside the event loop."""
 
@@ -231,19 +236,29 @@ def unpack(body: bytes, encoding: bytes, bytes_max: int) -> bytes:
 
 
 def _gunzip(body: bytes, bytes_max: int) -> bytes:
-    unpacked = b""
-    while body:
-        member = zlib.decompressobj(16 + zlib.MAX_WBITS)
+    parts: list[bytes] = []
+    left = bytes_max + 1
+    at = members = 0
+    member = None
+    while at < len(body):
+        if member is None:
+            members = _count_member(members, "gzip")
+            member = zlib.decompressobj(16 + zlib.MAX_WBITS)
+        piece = body[at : at + PACKED_PIECE_BYTES]
+        at += len(piece)
         try:
-            unpacked += member.decompress(body, bytes_max + 1 - len(unpacked))
+            parts.append(member.decompress(piece, left))
         except zlib.error:
             raise _not_packed("gzip") from None
-        if len(unpacked) > bytes_max:
-            return unpacked
-        if not member.eof:
-            raise _not_packed("gzip")
-        body = member.unused_data
-    return unpacked
+        left -= len(parts[-1])
+        if left <= 0:
+            raise _too_large(bytes_max)
+        if member.eof:
+            at -= len(member.unused_data)
+            member = None
+    if member is not None:
+        raise _not_packed("gzip")
+    return b"".join(parts)
 
 
 def _unzstd(body: bytes, bytes_max: int) -> bytes:
@@ -257,16 +272,35 @@ def _unzstd(body: bytes, bytes_max: int) -> bytes:
             left -= len(part)
             if left < 0:
                 raise _too_large(bytes_max)
-        parts = []
-        while body:
-            frame = packer.decompressobj()
-            parts.append(frame.decompress(body))
-            if not frame.eof:
-                raise _not_packed("zstd")
-            body = frame.unused_data
+        return _unzstd_whole(packer, body)
     except zstandard.ZstdError:
         raise _not_packed("zstd") from None
+
+
+def _unzstd_whole(packer: zstandard.ZstdDecompressor, body: bytes) -> bytes:
+    parts: list[bytes] = []
+    at = members = 0
+    frame = None
+    while at < len(body):
+        if frame is None:
+            members = _count_member(members, "zstd")
+            frame = packer.decompressobj()
+        piece = body[at : at + PACKED_PIECE_BYTES]
+        at += len(piece)
+        parts.append(frame.decompress(piece))
+        if frame.eof:
+            at -= len(frame.unused_data)
+            frame = None
+    if frame is not None:
+        raise _not_packed("zstd")
     return b"".join(parts)
+
+
+def _count_member(members: int, name: str) -> int:
+    if members == PACKED_MEMBERS_MAX:
+        detail = f"must be at most {PACKED_MEMBERS_MAX} {name} members"
+        raise Rejected("bad-encoding", detail, "Content-Encoding", status=400)
+    return members + 1
 
 
 def _not_packed(name: str) -> Rejected:

@@ -102,10 +102,9 @@ class OrderRoutes:
 
     async def _wait(self, placed: Placed, wanted: Ack, wait_seconds: float) -> str:
         appended = placed.appended
-        level = await self._acks.wait({appended.position}, wanted, wait_seconds)
-        if self._acks.is_dead(appended.order_id, appended.position):
-            return "dead-letter"
-        return level.label
+        return await self._acks.wait_for_one(
+            appended.order_id, appended.position, wanted, wait_seconds
+        )
 
     def _answer(self, placed: Placed, label: str, is_described: bool) -> Answer:
         appended = placed.appended
@@ -130,12 +129,10 @@ class OrderRoutes:
         key = idempotency_key(head)
         wanted, wait_seconds = self._wish.read(exchange.request.query)
         body = await read_body(head, exchange.request, settings.batch_bytes_max)
-        records = split_lines(body) if kind == "lines" else split_array(body)
+        split = split_lines if kind == "lines" else split_array
+        records = split(body, settings.batch_records_max)
         if not records:
             raise Rejected("empty-batch", "The batch has no records.")
-        if len(records) > settings.batch_records_max:
-            detail = f"The batch has {len(records)} records; at most {settings.batch_records_max}."
-            raise Rejected("too-many-records", detail, status=413)
         tenant = exchange.visit.principal.tenant
         parent = tracing.extract(_trace(head))
         with tracing.span("order_api.batch", parent=parent, records=len(records)):
@@ -146,6 +143,7 @@ class OrderRoutes:
         label = "logged"
         if wanted is not Ack.LOGGED and result.positions:
             label = (await self._acks.wait(result.positions, wanted, wait_seconds)).label
+            result.mark_dead(self._acks.dead_ids(result.positions))
         return _batch_answer(result, label, b"prefer" in head and _prefers(head, "minimal"))
 
     def _count(self, result: BatchResult) -> None:
@@ -164,13 +162,17 @@ def _batch_answer(result: BatchResult, label: str, is_minimal: bool) -> Answer:
     results = result.results
     headers = [_JSON]
     if is_minimal:
-        results = [text for text in results if '"status":202' not in text[:40]]
+        results = [text for text in results if not _is_accepted(text)]
         headers.append((b"preference-applied", b"return=minimal"))
     head = (
         f'{{"accepted":{result.accepted},"rejected":{result.rejected},"failed":{result.failed},'
         f'"duplicates":{result.duplicates},"ack":"{label}","results":['
     )
     return Answer(202, (head + ",".join(results) + "]}").encode(), headers)
+
+
+def _is_accepted(result: str) -> bool:
+    return '"status":202' in result[:40] and not result.endswith('"ack":"dead-letter"}')
 
 
 def _prefers(head: Head, what: str) -> bool:

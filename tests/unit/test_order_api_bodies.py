@@ -1,0 +1,98 @@
+"""Bodies from strangers: taken apart within bounds, whatever they hold."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import tracemalloc
+import zlib
+from time import perf_counter
+
+import pytest
+import zstandard
+
+from coffee_rt.domain.ids import IdMinter, format_id
+from coffee_rt.errors import Rejected
+from coffee_rt.order_api.batch import BatchResult, split_array, split_lines
+from coffee_rt.order_api.http_exchange import PACKED_MEMBERS_MAX, unpack
+
+MEGABYTE = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("split", "body"),
+    [
+        (split_array, b"[" + b"0," * MEGABYTE + b"0]"),
+        (split_array, b"[" + b'"",' * MEGABYTE + b"0]"),
+        (split_lines, b"0\n" * MEGABYTE),
+    ],
+)
+def test_too_many_records_are_refused_before_they_are_made(split: object, body: bytes) -> None:
+    assert callable(split)
+    tracemalloc.start()
+    with pytest.raises(Rejected) as caught:
+        split(body, 1000)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (caught.value.status, caught.value.code) == (413, "too-many-records")
+    assert peak < len(body)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"note": "," * 100},
+        {"attributes": {"list": list(range(50)), "of": [{"a": 1}] * 9}},
+        {"note": 'a "quoted", \\ text,,,,,,,,,,,,,,,,,,,,'},
+    ],
+)
+def test_records_of_many_commas_are_still_taken(record: object) -> None:
+    records = split_array(json.dumps([record] * 20).encode(), 20)
+    assert [json.loads(each) for each in records] == [record] * 20
+    with pytest.raises(Rejected, match="more than 19"):
+        split_array(json.dumps([record] * 20).encode(), 19)
+
+
+def test_a_text_without_end_is_read_once() -> None:
+    began = perf_counter()
+    for end in (b"", b"\\"):
+        with pytest.raises(Rejected):
+            split_array(b'[",' + b'\\",' * 300_000 + end, 10)
+    assert perf_counter() - began < 10  # Read again from each quote it would take minutes.
+
+
+def test_empty_lines_and_spaces_around_records_are_none() -> None:
+    assert split_lines(b' \n\n{"a":1}\r\n  {"b":2}\n\t\n', 2) == [b'{"a":1}\r', b'{"b":2}']
+
+
+@pytest.mark.parametrize("encoding", [b"gzip", b"zstd"])
+def test_members_one_after_the_other_are_one_body(encoding: bytes) -> None:
+    pack = gzip.compress if encoding == b"gzip" else zstandard.compress
+    text = b"".join(b"%d" % number * 50_000 for number in range(10))
+    packed = b"".join(pack(text[start : start + 70_000]) for start in range(0, len(text), 70_000))
+    assert unpack(packed, encoding, len(text)) == text
+    with pytest.raises(Rejected):
+        unpack(packed, encoding, len(text) - 1)
+    with pytest.raises(Rejected):
+        unpack(packed[:-1], encoding, len(text))
+
+
+@pytest.mark.parametrize("encoding", [b"gzip", b"zstd"])
+def test_endless_empty_members_are_refused(encoding: bytes) -> None:
+    empty = zstandard.compress(b"")
+    if encoding == b"gzip":
+        packer = zlib.compressobj(9, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
+        empty = packer.flush()
+    with pytest.raises(Rejected, match="members"):
+        unpack(empty * (PACKED_MEMBERS_MAX + 1), encoding, MEGABYTE)
+
+
+def test_records_found_dead_while_waiting_are_said_to_be_in_their_place() -> None:
+    ids = IdMinter().mint_many(1_763_000_000_000, 0, 2)
+    results = [
+        f'{{"index":{at},"status":202,"order_id":"{format_id(id_)}"}}' for at, id_ in enumerate(ids)
+    ]
+    batch = BatchResult([*results])
+    batch.mark_dead([ids[1]])
+    assert batch.results[0] == results[0]
+    assert json.loads(batch.results[1])["ack"] == "dead-letter"
