@@ -64,6 +64,9 @@ def test_filters_groups_and_buckets_are_taken() -> None:
         ({"from_": "2025-11-13T00:00:00"}, "from"),
         ({"from_": "0001-01-01T00:00:00+14:00"}, "from"),
         ({"to": "9" * 12}, "to"),
+        ({"from_": "253402300700", "to": "253402300799"}, "to"),
+        ({"to": "9999-12-31T23:59:59-14:00"}, "to"),
+        ({"to": "2025-11-13T00:00:00+15:00"}, "to"),
         ({"from_": "2025-11-13T03:00:00Z", "to": "2025-11-13T02:00:00Z"}, "to"),
         ({"from_": "0"}, "from"),
         ({"store_name": "x"}, "store_name"),
@@ -79,6 +82,9 @@ def test_filters_groups_and_buckets_are_taken() -> None:
         ({"limit": "٣"}, "limit"),
         ({"cursor": "zz"}, "cursor"),
         ({"cursor": "00"}, "cursor"),
+        ({"cursor": parameters.encode_cursor([2**60, "a", "b"])}, "cursor"),
+        ({"cursor": parameters.encode_cursor([-1, "a", "b"])}, "cursor"),
+        ({"cursor": parameters.encode_cursor([1, "a", "\x00"])}, "cursor"),
         ({"cursor": parameters.encode_cursor(["a"])}, "cursor"),
         ({"cursor": parameters.encode_cursor([1, "a", "b"]), "order_by": "orders"}, "cursor"),
     ],
@@ -90,7 +96,10 @@ def test_bad_parameters_are_refused_naming_them(query: dict[str, str], place: st
     assert caught.value.status == 400
 
 
-@given(st.integers(0, 2**40), st.text(max_size=20), st.text(max_size=20))
+_TEXTS = st.text(st.characters(exclude_characters="\x00"), max_size=20)
+
+
+@given(st.integers(0, parameters.SECONDS_MAX), _TEXTS, _TEXTS)
 def test_cursors_read_back(bucket: int, store: str, drink: str) -> None:
     key = (bucket, store, drink)
     try:

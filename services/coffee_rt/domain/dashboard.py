@@ -12,6 +12,7 @@ from typing import Any
 
 from coffee_rt.domain.ids import display_number, format_id
 from coffee_rt.domain.orders import Order
+from coffee_rt.domain.times import format_instant
 from coffee_rt.domain.views import Aggregate, Field, ViewDefinition
 
 TOP_DRINKS = 5
@@ -44,11 +45,6 @@ def measure_name(definition: ViewDefinition, aggregate: Aggregate, field: Field)
     return None
 
 
-def iso_utc(at_us: int) -> str:
-    """ISO 8601 of Unix microseconds, with Z."""
-    return datetime.fromtimestamp(at_us / 1_000_000, UTC).isoformat().replace("+00:00", "Z")
-
-
 def compat_order(order: Order, decimals: int) -> dict[str, Any]:
     """An order as the published API shows it; `id` is a display number, `order_id` the true id."""
     return {
@@ -56,7 +52,7 @@ def compat_order(order: Order, decimals: int) -> dict[str, Any]:
         "drink": order.drink,
         "store": order.store,
         "price": order.price_minor / 10**decimals,
-        "timestamp": iso_utc(order.ordered_at_us),
+        "timestamp": format_instant(order.ordered_at_us),
         "order_id": format_id(order.order_id),
     }
 
@@ -88,5 +84,5 @@ def build_dashboard(
         "current_hour": current_hour,
         "top5_drinks": [row["drink"] for row in month_drinks[:TOP_DRINKS]],
         "recent_orders": [compat_order(order, decimals) for order in recent[:RECENT_ORDERS]],
-        "server_timestamp": iso_utc(now_us),
+        "server_timestamp": format_instant(now_us),
     }

@@ -7,10 +7,10 @@ from typing import Any
 
 import msgspec
 
-from coffee_rt.domain.dashboard import iso_utc
 from coffee_rt.domain.ids import format_id
 from coffee_rt.domain.money import format_minor
 from coffee_rt.domain.orders import Order
+from coffee_rt.domain.times import format_instant
 from coffee_rt.domain.views import ViewDefinition
 from coffee_rt.query_api.parameters import encode_cursor, utc_text
 from coffee_rt.store.contract import DeadLetter, ViewAnswer, ViewQuery, ViewState
@@ -69,8 +69,8 @@ def order_body(order: Order, decimals: int) -> dict[str, Any]:
         "price": format_minor(order.price_minor, decimals),
         "quantity": order.quantity,
         "revenue": format_minor(order.revenue_minor, decimals),
-        "ordered_at": iso_utc(order.ordered_at_us),
-        "accepted_at": iso_utc(order.accepted_at_us),
+        "ordered_at": format_instant(order.ordered_at_us),
+        "accepted_at": format_instant(order.accepted_at_us),
         "customer_id": order.customer_id,
         "note": order.note,
         "attributes": None if order.attributes is None else msgspec.json.decode(order.attributes),
@@ -88,7 +88,7 @@ def dead_letter_body(letter: DeadLetter) -> dict[str, Any]:
         "code": letter.code,
         "detail": letter.detail,
         "raw": letter.raw.hex(),
-        "created_at": iso_utc(letter.created_at_us),
+        "created_at": format_instant(letter.created_at_us),
     }
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 
 import msgspec
 
+from coffee_rt.domain.times import format_instant, parse_instant
 from coffee_rt.domain.views import Bucket, ViewDefinition
 from coffee_rt.errors import Rejected
 from coffee_rt.store.contract import ViewQuery
@@ -22,7 +22,8 @@ SPAN_DEFAULT = "24h"
 _SPAN = re.compile(r"([1-9][0-9]{0,5})(m|h|d)\Z")
 _SPAN_SECONDS = {"m": 60, "h": 3600, "d": 86400}
 _EPOCH_SECONDS = re.compile(r"[0-9]{1,11}\Z")
-_YEAR_9999_SECONDS = 253_402_300_799
+SECONDS_MAX = 253_370_764_799
+"""The end of the year 9998: what is aligned upwards from it can still be written as a date."""
 
 Parameters = Mapping[str, Sequence[str]]
 
@@ -39,22 +40,13 @@ def parse_time(text: str, place: str) -> int:
     """Unix seconds of ISO 8601 with an offset (or Z), or of Unix seconds."""
     if _EPOCH_SECONDS.match(text):
         seconds = int(text)
-        if seconds <= _YEAR_9999_SECONDS:
-            return seconds
-    try:
-        moment = datetime.fromisoformat(text)
-        if moment.tzinfo is None:
-            raise ValueError
-        seconds = int(moment.timestamp())
-        if seconds < 0:
-            raise ValueError
-    except (ValueError, OverflowError):
-        raise Rejected(
-            "bad-parameter",
-            "must be ISO 8601 with an offset, such as 2026-01-31T08:00:00Z",
-            place,
-            400,
-        ) from None
+    else:
+        try:
+            seconds = parse_instant(text, place) // 1_000_000
+        except Rejected as error:
+            raise Rejected("bad-parameter", error.detail, place, 400) from None
+    if not 0 <= seconds <= SECONDS_MAX:
+        raise Rejected("bad-parameter", "must be of the years 1970 to 9998", place, 400)
     return seconds
 
 
@@ -238,9 +230,21 @@ def decode_cursor(text: str, dimensions: int, is_total: bool) -> tuple[int | str
     shape = [str] * dimensions if is_total else [int, *[str] * dimensions]
     if [type(part) for part in key] != shape:
         raise Rejected("bad-cursor", "belongs to another query", "cursor", 400)
+    for part in key:
+        # Made up: no such bucket or text was ever an answer, and PostgreSQL could not read it.
+        if "\x00" in part if isinstance(part, str) else not 0 <= part <= SECONDS_MAX:
+            raise Rejected("bad-cursor", "is not a cursor this service gave", "cursor", 400)
     return tuple(key)
+
+
+def text_filter(parameters: Parameters, name: str) -> str | None:
+    """As `single`, of a value that is compared in PostgreSQL."""
+    text = single(parameters, name)
+    if text is not None and "\x00" in text:
+        raise Rejected("bad-parameter", "must not contain NUL", name, 400)
+    return text
 
 
 def utc_text(seconds: int) -> str:
     """ISO 8601 with Z of Unix seconds."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return format_instant(seconds * 1_000_000)

@@ -135,7 +135,7 @@ class QueryService:
         before = parameters.single(query, "before")
         limit = parameters.parse_limit(query, ORDERS_DEFAULT, ORDERS_MAX)
         below = None if before is None else parse_id(before, "before")
-        store = parameters.single(query, "store")
+        store = parameters.text_filter(query, "store")
         async with self._database:
             rows = await self._orders.recent_orders(tenant, limit, below, store)
         shown = [answers.order_body(row.order, self._decimals) for row in rows]
