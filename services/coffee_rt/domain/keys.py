@@ -2,7 +2,8 @@
 
 A key reads `crt_<key id>_<secret>`: the id is public and names the key in lists and logs, the secret is 256
 random bits, so a plain fast hash of it is safe at rest. Rings are loaded from the store by each process's
-wiring and stay usable while the store is away, up to an age limit: then 503, never 401 (MECHANICS 30).
+wiring and stay usable while the store is away, up to an age limit: then 503, never 401,
+which would tell clients to throw good keys away.
 """
 
 from __future__ import annotations
@@ -134,9 +135,6 @@ class KeyRing:
         self._fresh_seconds = fresh_seconds
         self._keys: dict[str, KnownKey] = {}
         self._principals: dict[str, Principal] = {}
-        # Texts of keys that were found right since the last load: at most one for each key. Looked up by
-        # Python's keyed hash, so the time taken tells nothing about a text that is not among them.
-        self._verified: dict[str, Principal] = {}
         self._loaded_at: float | None = None
 
     def load(self, keys: Iterable[KnownKey], now: float) -> None:
@@ -145,7 +143,6 @@ class KeyRing:
             key.key_id: Principal(key.tenant, key.key_id, key.requests_per_minute, key.scopes)
             for key in self._keys.values()
         }
-        self._verified = {}
         self._loaded_at = now
 
     def age_seconds(self, now: float) -> float:
@@ -175,5 +172,4 @@ class KeyRing:
             raise Rejected(
                 "wrong-scope", f"The API key lacks the scope {access.value!r}.", status=403
             )
-        self._verified[token] = self._principals[key_id]
         return self._principals[key_id]
