@@ -137,6 +137,22 @@ async def test_a_commit_older_than_many_folds_is_never_skipped(database_url: str
         assert all(lane.floor > slow_xid for lane in lanes)
 
 
+async def test_deltas_of_a_subtransaction_are_never_below_a_floor(database_url: str) -> None:
+    """A savepoint's rows carry the id of its transaction, which stays in the snapshot until that ends."""
+    early, late = some_orders(20, seed=2), some_orders(20, seed=3)
+    async with a_pool(database_url) as pool:
+        view = await a_live_view(pool)
+        folder = PostgresViewFolder(pool)
+        async with pool.transaction() as slow:
+            await slow.execute("SAVEPOINT one")
+            await write_orders(slow, await load_catalogue(slow), early)
+            await slow.execute("RELEASE SAVEPOINT one")
+            await commit_orders(pool, late)
+            await fold_all(folder, view)
+        await fold_all(folder, view)
+        assert await stored_rows(pool, view) == expected_rows(view.definition, [*early, *late])
+
+
 async def test_two_folders_and_four_writers_lose_and_double_nothing(database_url: str) -> None:
     orders = some_orders(1200, seed=4)
     async with a_pool(database_url) as pool:

@@ -20,7 +20,7 @@ from tests.view_writing import (
 )
 
 from coffee_rt.domain.orders import Order
-from coffee_rt.domain.views import Bucket
+from coffee_rt.domain.views import Bucket, ViewDefinition
 from coffee_rt.errors import Rejected, Retryable
 from coffee_rt.store.contract import LaneKey, ViewQuery
 from coffee_rt.store.pool import Pool
@@ -311,6 +311,29 @@ async def test_a_dropped_view_is_gone_with_its_tables(database_url: str) -> None
             await reader.query(ViewQuery("sales", 0, 0, 1))
         with pytest.raises(Rejected):
             await catalogue.drop_view("sales")
+
+
+async def test_a_view_dropped_amid_its_repair_is_unknown(database_url: str) -> None:
+    async with a_pool(database_url) as pool:
+        view = await a_live_view(pool)
+        await commit_orders(pool, some_orders(10))
+        repairer = PostgresViewRepairer(pool)
+        [chunk, *_] = await repairer.plan_chunks(view.internal, None, None)
+
+        async def definition(_: str) -> ViewDefinition:
+            return view.definition
+
+        # As if the drop came between two statements.
+        repairer._definition = definition  # type: ignore[assignment,method-assign]
+        await PostgresViewCatalogue(pool).drop_view("sales")
+        for attempt in (
+            repairer.plan_chunks(view.internal, None, None),
+            repairer.rebuild_chunk(chunk),
+            repairer.audit_chunk(chunk),
+            repairer.expire_rows(view.internal),
+        ):
+            with pytest.raises(Rejected, match="there is no view"):
+                await attempt
 
 
 async def test_rows_past_the_views_retention_are_removed(database_url: str) -> None:

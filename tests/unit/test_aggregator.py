@@ -159,6 +159,21 @@ async def test_a_gap_in_the_messages_asks_for_a_poll(bed: Bed) -> None:
     listening.cancel()
 
 
+@pytest.mark.parametrize("body", [b"nonsense", b'{"xid":"\xff"}', b"[]"])
+async def test_a_message_that_makes_no_sense_asks_for_a_poll(bed: Bed, body: bytes) -> None:
+    folds, _ = bed.loop()
+    await folds.fold_round()
+    listening = asyncio.create_task(folds.listen())
+    await asyncio.sleep(0)
+    await bed.commit(an_order())
+    await bed.channels.publish("stored", body)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert await folds.fold_round() == 1
+    assert not listening.done()
+    listening.cancel()
+
+
 async def test_two_instances_fold_each_lane_once(bed: Bed) -> None:
     one, one_share = bed.loop("one")
     two, two_share = bed.loop("two")

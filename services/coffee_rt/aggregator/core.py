@@ -11,6 +11,8 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import msgspec
+
 from coffee_rt.aggregator import metrics
 from coffee_rt.aggregator.lanes import LaneShare
 from coffee_rt.aggregator.publishing import Publisher
@@ -91,7 +93,11 @@ class FoldLoop:
                 if message is None or message[0] == "catalogue":
                     self._must_poll = True
                 else:
-                    self.mark(decode_stored(message[1]))
+                    try:
+                        self.mark(decode_stored(message[1]))
+                    except (msgspec.DecodeError, UnicodeDecodeError):
+                        # Anybody who can publish could send it; what it meant to say, a poll finds.
+                        self._must_poll = True
                 self._wake.set()
 
     def mark(self, stored: Stored) -> None:
@@ -102,7 +108,7 @@ class FoldLoop:
             for lane in lanes:
                 key = LaneKey(internal, lane)
                 # A replacement may have fewer lanes than the view whose lanes the message names.
-                if lane < state.definition.lanes and self._share.is_my_lane(key):
+                if 0 <= lane < state.definition.lanes and self._share.is_my_lane(key):
                     self._marked.add(key)
                     if state.is_current:
                         since = self._awaited.get((state.definition.name, lane), (0, now))[1]

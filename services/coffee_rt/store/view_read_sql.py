@@ -14,7 +14,7 @@ from typing import Any
 from coffee_rt.domain.views import ViewDefinition
 from coffee_rt.errors import Rejected
 from coffee_rt.store.contract import ViewQuery
-from coffee_rt.store.view_repair_sql import is_empty
+from coffee_rt.store.view_repair_sql import is_empty, tenants_sql
 from coffee_rt.store.view_schema import measure_columns, merged_measure, quoted
 from coffee_rt.store.view_tables import deltas_table_of, table_of
 
@@ -154,13 +154,7 @@ def snapshot_sql(definition: ViewDefinition, internal: str) -> str:
     primary key: a plain range of buckets would scan the whole history."""
     table = table_of(internal)
     return f"""
-        WITH RECURSIVE tenants AS (
-            (SELECT tenant FROM {table} ORDER BY tenant LIMIT 1)
-            UNION ALL
-            SELECT (SELECT m.tenant FROM {table} m WHERE m.tenant > t.tenant
-                    ORDER BY m.tenant LIMIT 1)
-            FROM tenants t WHERE t.tenant IS NOT NULL
-        )
+        WITH RECURSIVE {tenants_sql(table)}
         SELECT {_snapshot_columns(definition, internal)}
         FROM (SELECT) always LEFT JOIN (
             SELECT m.* FROM tenants t CROSS JOIN LATERAL (

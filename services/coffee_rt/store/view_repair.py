@@ -9,9 +9,13 @@ and locks nothing.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
+
+import asyncpg
 
 from coffee_rt.domain.views import ViewDefinition
 from coffee_rt.errors import Rejected
@@ -19,8 +23,8 @@ from coffee_rt.store.contract import AuditDifference, Chunk
 from coffee_rt.store.order_rows import id_range
 from coffee_rt.store.partitions import retired_to_ms
 from coffee_rt.store.pool import Pool
-from coffee_rt.store.view_repair_sql import audit_sql, chunks_sql, rebuild_sql
-from coffee_rt.store.view_tables import decode_definition, table_of
+from coffee_rt.store.view_repair_sql import audit_sql, chunks_sql, expire_sql, rebuild_sql
+from coffee_rt.store.view_tables import decode_definition
 
 CHUNK_SECONDS = 3600
 """Span of buckets recomputed at once. Longer means fewer scans and longer pauses of folding."""
@@ -56,7 +60,7 @@ class PostgresViewRepairer:
         size = round_up(self._chunk_seconds, bucket)
         first = round_up(max(start or 0, await self.recomputable_from(view)), bucket)
         chunks = []
-        for row in await self._fetch_slowly(chunks_sql(view, size)):
+        for row in await self._fetch_slowly(view, chunks_sql(view, size)):
             stop = row["start"] + size if end is None else min(row["start"] + size, end)
             chunk = Chunk(view, max(row["start"], first), round_up(stop, bucket))
             if chunk.start < chunk.end:
@@ -65,6 +69,10 @@ class PostgresViewRepairer:
 
     async def rebuild_chunk(self, chunk: Chunk) -> int:
         definition = await self._definition(chunk.view)
+        with _known(chunk.view):
+            return await self._rebuild(definition, chunk)
+
+    async def _rebuild(self, definition: ViewDefinition, chunk: Chunk) -> int:
         async with self._pool.transaction() as connection:
             # In lane order, so that two repairs wait for each other instead of deadlocking.
             await connection.execute(
@@ -78,7 +86,7 @@ class PostgresViewRepairer:
     async def audit_chunk(self, chunk: Chunk) -> list[AuditDifference]:
         definition = await self._definition(chunk.view)
         query = audit_sql(definition, chunk.view, AUDIT_DIFFERENCES_MAX)
-        rows = await self._fetch_slowly(query, *_span(chunk))
+        rows = await self._fetch_slowly(chunk.view, query, *_span(chunk))
         return [_difference(definition, row) for row in rows]
 
     async def mark_backfilled(self, view: str, to: int | None) -> None:
@@ -88,37 +96,37 @@ class PostgresViewRepairer:
 
     async def expire_rows(self, view: str) -> int:
         definition = await self._definition(view)
-        table = table_of(view)
-        status = await self._pool.execute(
-            # Tenant by tenant through the primary key; a plain range of buckets would scan it all.
-            f"""
-            WITH RECURSIVE tenants AS (
-                (SELECT tenant FROM {table} ORDER BY tenant LIMIT 1)
-                UNION ALL
-                SELECT (SELECT m.tenant FROM {table} m WHERE m.tenant > t.tenant
-                        ORDER BY m.tenant LIMIT 1)
-                FROM tenants t WHERE t.tenant IS NOT NULL
+        with _known(view):
+            status = await self._pool.execute(
+                expire_sql(view, EXPIRE_ROWS_MAX), definition.retention_days
             )
-            DELETE FROM {table} WHERE ctid = ANY (ARRAY(
-                SELECT m.ctid FROM tenants t JOIN {table} m ON m.tenant = t.tenant
-                    AND m.bucket < now() - make_interval(days => $1)
-                LIMIT {EXPIRE_ROWS_MAX}))
-            """,
-            definition.retention_days,
-        )
         return int(status.rpartition(" ")[2])
 
-    async def _fetch_slowly(self, query: str, *arguments: Any) -> list[Any]:
-        async with self._pool.transaction() as connection:
-            return list(await connection.fetch(query, *arguments, timeout=CHUNK_SECONDS_MAX))
+    async def _fetch_slowly(self, view: str, query: str, *arguments: Any) -> list[Any]:
+        with _known(view):
+            async with self._pool.transaction() as connection:
+                return list(await connection.fetch(query, *arguments, timeout=CHUNK_SECONDS_MAX))
 
     async def _definition(self, view: str) -> ViewDefinition:
         source = await self._pool.fetchval(
             "SELECT definition::text FROM view_catalogue WHERE internal = $1", view
         )
         if source is None:
-            raise Rejected("unknown-view", f"there is no view {view}", status=404)
+            raise _unknown(view)
         return decode_definition(source)
+
+
+@contextmanager
+def _known(view: str) -> Iterator[None]:
+    """A view that is dropped or replaced between two statements is as unknown as one that never was."""
+    try:
+        yield
+    except asyncpg.UndefinedTableError as error:
+        raise _unknown(view) from error
+
+
+def _unknown(view: str) -> Rejected:
+    return Rejected("unknown-view", f"there is no view {view}", status=404)
 
 
 def round_up(value: int, unit: int) -> int:

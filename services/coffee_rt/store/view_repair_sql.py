@@ -120,6 +120,30 @@ def audit_sql(definition: ViewDefinition, internal: str, limit: int) -> str:
     """
 
 
+def expire_sql(internal: str, limit: int) -> str:
+    """Delete rows past $1 days. Tenant by tenant through the primary key: a plain range of buckets would
+    scan the whole history."""
+    table = table_of(internal)
+    return f"""
+        WITH RECURSIVE {tenants_sql(table)}
+        DELETE FROM {table} WHERE ctid = ANY (ARRAY(
+            SELECT m.ctid FROM tenants t JOIN {table} m ON m.tenant = t.tenant
+                AND m.bucket < now() - make_interval(days => $1)
+            LIMIT {limit}))
+    """
+
+
+def tenants_sql(table: str) -> str:
+    """The tenants that have rows, by a few probes of the primary key: the CTE `tenants` of a WITH RECURSIVE."""
+    return f"""tenants AS (
+            (SELECT tenant FROM {table} ORDER BY tenant LIMIT 1)
+            UNION ALL
+            SELECT (SELECT m.tenant FROM {table} m WHERE m.tenant > t.tenant
+                    ORDER BY m.tenant LIMIT 1)
+            FROM tenants t WHERE t.tenant IS NOT NULL
+        )"""
+
+
 def is_empty(definition: ViewDefinition, alias: str) -> str:
     """Whether a row counts nothing."""
     return " AND ".join(
