@@ -58,6 +58,22 @@ def test_crash_of_a_background_task_ends_the_process_with_1() -> None:
     assert run("till", main, SETTINGS) == 1
 
 
+def test_a_setting_found_wrong_later_ends_the_process_with_its_sentence(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def check() -> None:
+        raise SettingsError("this log was installed with 4 shards")
+
+    async def main(lifecycle: Lifecycle, _settings: ProcessSettings) -> None:
+        lifecycle.spawn(check(), "check")
+        await lifecycle.wait_drain()
+
+    assert run("till", main, SETTINGS) == 2
+    printed = "".join(capsys.readouterr())
+    assert "this log was installed with 4 shards" in printed
+    assert "Traceback" not in printed
+
+
 def test_work_undone_at_the_end_of_the_grace_period_ends_with_1() -> None:
     async def main(lifecycle: Lifecycle, _settings: ProcessSettings) -> None:
         lifecycle.begin_drain()

@@ -71,7 +71,11 @@ class KeyRefresher:
         load: Callable[[], Awaitable[Iterable[KnownKey]]],
         clock: Clock,
         seconds: float,
+        on_failure: Callable[[CoffeeRtError], None],
     ) -> None:
+        """`on_failure` is told of the first failure of a row."""
+        self._on_failure = on_failure
+        self._is_failing = False
         self._ring = ring
         self._load = load
         self._clock = clock
@@ -80,9 +84,12 @@ class KeyRefresher:
     async def refresh(self) -> None:
         try:
             keys = await self._load()
-        except CoffeeRtError:
-            pass
+        except Retryable as error:
+            if not self._is_failing:
+                self._on_failure(error)
+            self._is_failing = True
         else:
+            self._is_failing = False
             self._ring.load(keys, self._clock.monotonic())
         KEYS_AGE_SECONDS.set(self._ring.age_seconds(self._clock.monotonic()))
 

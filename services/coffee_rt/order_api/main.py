@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import gc
 
-from coffee_rt.errors import Rejected
 from coffee_rt.order_api.http_protocol import bounded_protocol
 from coffee_rt.order_api.settings import OrderApiSettings
 from coffee_rt.order_api.wiring import open_order_api
 from coffee_rt.runtime import lifecycle as runtime
 from coffee_rt.runtime.lifecycle import Lifecycle, serve_http
-from coffee_rt.runtime.settings import SettingsError, load
+from coffee_rt.runtime.settings import load
 
 GARBAGE_OBJECTS = 20_000
 """New objects between two looks for cycles: some hundred requests."""
@@ -18,26 +17,23 @@ GARBAGE_OBJECTS = 20_000
 
 async def main(lifecycle: Lifecycle, settings: OrderApiSettings) -> None:
     """Serve until drained; orders under way are answered before the log is closed."""
-    try:
-        async with open_order_api(settings, lifecycle) as order_api:
-            protocol = bounded_protocol(
-                order_api.app,
-                settings.header_bytes_max,
-                settings.header_seconds_max,
-                settings.body_seconds_max,
-            )
-            settle_memory()
-            await serve_http(
-                order_api.app,
-                settings,
-                lifecycle,
-                http=protocol,
-                lifespan="off",
-                proxy_headers=False,
-                date_header=False,
-            )
-    except Rejected as error:
-        raise SettingsError(str(error)) from None
+    async with open_order_api(settings, lifecycle) as order_api:
+        protocol = bounded_protocol(
+            order_api.app,
+            settings.header_bytes_max,
+            settings.header_seconds_max,
+            settings.body_seconds_max,
+        )
+        settle_memory()
+        await serve_http(
+            order_api.app,
+            settings,
+            lifecycle,
+            http=protocol,
+            lifespan="off",
+            proxy_headers=False,
+            date_header=False,
+        )
 
 
 def settle_memory() -> None:

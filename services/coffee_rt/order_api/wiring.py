@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import yaml
@@ -14,7 +15,7 @@ from limits.errors import StorageError
 from coffee_rt.channels.redis import RedisChannels
 from coffee_rt.domain.intake import Catalogue, Intake
 from coffee_rt.domain.keys import KeyRing
-from coffee_rt.errors import Retryable
+from coffee_rt.errors import CoffeeRtError, Rejected, Retryable
 from coffee_rt.order_api.acks import Acks
 from coffee_rt.order_api.app import build_app
 from coffee_rt.order_api.background import (
@@ -181,9 +182,11 @@ def assemble(
 
 async def _greet_log(producer: GroupProducer, lifecycle: Lifecycle) -> bool:
     """Connect, check the installation, learn the clock; False while Redis is away, which is no reason not
-    to start. Another installation is: the Rejected passes through."""
+    to start. Another installation is. Raises SettingsError."""
     try:
         await producer.start()
+    except Rejected as error:
+        raise SettingsError(error.detail) from None
     except Retryable as error:
         lifecycle.log.warning("the log is away", reason=str(error))
         return False
@@ -195,6 +198,10 @@ async def _keep_greeting(producer: GroupProducer, lifecycle: Lifecycle) -> None:
     while not await _greet_log(producer, lifecycle):
         await lifecycle.clock.sleep(1 + backoff_seconds(attempt))
         attempt += 1
+
+
+def _warn_of_keys(lifecycle: Lifecycle, error: CoffeeRtError) -> None:
+    lifecycle.log.warning("the API keys could not be read", reason=str(error))
 
 
 @asynccontextmanager
@@ -215,6 +222,7 @@ async def _open_keys(
             PostgresApiKeys(pool).api_keys,
             lifecycle.clock,
             settings.keys_refresh_seconds,
+            on_failure=partial(_warn_of_keys, lifecycle),
         )
         await refresher.refresh()
         lifecycle.spawn(refresher.run(), "keys")

@@ -87,7 +87,8 @@ class Lifecycle:
         return await asyncio.shield(self._crashed)
 
     def spawn(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
-        """Run a background task. Its crash ends the process with exit code 1."""
+        """Run a background task. Its crash ends the process with exit code 1; a SettingsError, which is found
+        where a server that was away says so, with 2 and its sentence."""
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._on_done)
@@ -99,7 +100,10 @@ class Lifecycle:
             return
         error = task.exception()
         if error is not None:
-            self.log.critical("task crashed", task=task.get_name(), exc_info=error)
+            if isinstance(error, SettingsError):
+                self.log.error("cannot go on", reason=str(error))
+            else:
+                self.log.critical("task crashed", task=task.get_name(), exc_info=error)
             if not self._crashed.done():
                 self._crashed.set_result(error)
 
@@ -169,7 +173,7 @@ async def _as_coroutine(work: Awaitable[None]) -> None:
 
 def _exit_code(work: asyncio.Future[None], crash: asyncio.Task[Any], log: logs.Log) -> int:
     if crash.done():
-        return 1
+        return 2 if isinstance(crash.result(), SettingsError) else 1
     if not work.done():
         log.error("grace period is over, ending with work undone")
         return 1

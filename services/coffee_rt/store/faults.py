@@ -1,4 +1,4 @@
-"""What an error of PostgreSQL means: bad data, the world being away, or a bug of ours (MECHANICS 8).
+"""What an error of PostgreSQL means: bad data, the world being away, or a bug of ours.
 
 Only data that no repetition can save is BadData. "No partition for the row" carries a CHECK's code but is
 the world's fault: a partition is made and the entry stays pending until then.
@@ -16,6 +16,8 @@ from coffee_rt.errors import Retryable
 from coffee_rt.store.contract import BadData
 
 _RETRYABLE_CLASSES = frozenset({"08", "40", "53", "55", "57"})
+_REFUSED_CLASSES = frozenset({"28", "3D"})
+"""Wrong password, no such database: mended outside, or by a restart with other settings."""
 _READ_ONLY = "25006"
 _IDLE_IN_TRANSACTION = "25P03"
 _TRANSACTION_TIMEOUT = "25P04"
@@ -48,7 +50,7 @@ def _map_postgres(error: asyncpg.PostgresError) -> BaseException:
         return MissingPartition(str(error))
     if state[:2] == "22" or state in _BAD_DATA_STATES or state == _CHECK:
         return BadData(f"{state}: {error}")
-    if state[:2] in _RETRYABLE_CLASSES or state in (
+    if state[:2] in _RETRYABLE_CLASSES | _REFUSED_CLASSES or state in (
         _READ_ONLY,
         _IDLE_IN_TRANSACTION,
         _TRANSACTION_TIMEOUT,

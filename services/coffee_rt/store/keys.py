@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncpg
 
-from coffee_rt.errors import Rejected
+from coffee_rt.errors import Rejected, Retryable
 from coffee_rt.store.contract import ApiKey
 from coffee_rt.store.pool import Pool
 
@@ -17,10 +17,14 @@ class PostgresApiKeys:
 
     async def api_keys(self) -> list[ApiKey]:
         """All keys, revoked ones too."""
-        rows = await self._pool.fetch(
-            """SELECT key_id, tenant, name, secret_hash, scopes, requests_per_minute,
-            revoked_at IS NOT NULL AS is_revoked FROM api_keys ORDER BY key_id"""
-        )
+        try:
+            rows = await self._pool.fetch(
+                """SELECT key_id, tenant, name, secret_hash, scopes, requests_per_minute,
+                revoked_at IS NOT NULL AS is_revoked FROM api_keys ORDER BY key_id"""
+            )
+        except asyncpg.UndefinedTableError:
+            # A process may start before the migrations: no reason to end it.
+            raise Retryable("the database has no API keys yet: run coffee-rt migrate") from None
         return [ApiKey(**{**row, "scopes": frozenset(row["scopes"])}) for row in rows]
 
     async def add_api_key(self, key: ApiKey) -> None:
