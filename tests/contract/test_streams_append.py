@@ -1,4 +1,4 @@
-"""What an append promises (MECHANICS 1 to 4), on every log."""
+"""What an append promises, on every log."""
 
 from __future__ import annotations
 

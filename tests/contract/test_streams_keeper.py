@@ -1,4 +1,4 @@
-"""Care of the log (MECHANICS 12 to 14, 22): trim, backlog, horizon, look-ups."""
+"""Care of the log: trim, backlog, horizon, look-ups."""
 
 from __future__ import annotations
 

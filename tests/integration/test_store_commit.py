@@ -126,7 +126,7 @@ async def a_frozen_worker(database_url: str, batch_id: bytes) -> asyncpg.Connect
 
 
 async def stop_in_copy(frozen: asyncpg.Connection) -> None:
-    """A COPY whose client never sends the rest; no time-out of the server ends it (MECHANICS 10)."""
+    """A COPY whose client never sends the rest; no time-out of the server ends it."""
 
     async def first_bytes_only() -> AsyncIterator[bytes]:
         yield copy.HEADER

@@ -1,7 +1,7 @@
 """Places one order: its id, its shard, its record in the log. What HTTP says around it is left to the routes.
 
 The shard of an order is decided by its Idempotency-Key, else by the id its client brought, else the log
-chooses one: a retry must meet its own key (MECHANICS 1). The key is checked and set in the same call that
+chooses one: a retry must meet its own key. The key is checked and set in the same call that
 appends, so this module keeps nothing itself.
 """
 

@@ -164,7 +164,7 @@ class ViewState:
 
 
 class ViewCatalogueStore(Protocol):
-    """Which views exist. Changes take the catalogue lock exclusively (MECHANICS 15)."""
+    """Which views exist. Changes take the catalogue lock exclusively."""
 
     async def views(self) -> list[ViewState]: ...
 
@@ -228,7 +228,7 @@ class AuditDifference:
 
 
 class ViewRepairer(Protocol):
-    """Recomputation from the orders, exact while orders flow (MECHANICS 16). `view` is an internal name."""
+    """Recomputation from the orders, exact while orders flow. `view` is an internal name."""
 
     async def recomputable_from(self, view: str) -> int:
         """Unix seconds: older buckets are frozen, because retention took orders of them; 0 for none."""

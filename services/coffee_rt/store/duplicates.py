@@ -1,4 +1,4 @@
-"""The slow way into `orders`, for batches in which some id is stored already (MECHANICS 9).
+"""The slow way into `orders`, for batches in which some id is stored already.
 
 Only the entries that hold such an id go through a temporary table and ON CONFLICT; the others of the
 batch keep COPY, so that one client that repeats itself can't slow all.

@@ -18,7 +18,8 @@ from coffee_rt.store.contract import EntryKey
 from coffee_rt.store.pool import Pool
 
 # Purpose: claim the entries not stored yet, in the order that can't deadlock with another worker's; read
-# the views' generation in a statement later than the catalogue lock's (MECHANICS 7), and the transaction.
+# the views' generation in a statement later than the catalogue lock's, whose snapshot
+# may be older than a view that was just made, and the transaction.
 _RECORD = """
 WITH entry AS (
     SELECT * FROM unnest(

@@ -1,4 +1,4 @@
-"""The writer: stream entries into PostgreSQL, exactly once, one transaction a batch (MECHANICS 7-10).
+"""The writer: stream entries into PostgreSQL, exactly once, one transaction a batch.
 
 Enters: entries decoded and checked. Leaves: a commit that holds the ledger rows, the orders, the deltas of
 every live view and the dead letters, or nothing. Its order of steps is the same in every worker, which is
@@ -282,10 +282,11 @@ class PostgresOrderWriter:
 
 def _begin(is_claimed: bool) -> str:
     """BEGIN, the transaction's settings and the catalogue's lock in one round trip. SET LOCAL, because a
-    pooler refuses such settings at start-up; synchronous_commit on, whatever the server's default."""
+    pooler refuses such settings at start-up. Synchronous, and each statement with a snapshot of its own (the
+    catalogue is read after its lock is held), whatever the server's defaults."""
     lock_seconds = CLAIMED_LOCK_SECONDS_MAX if is_claimed else LOCK_SECONDS_MAX
     return f"""
-        BEGIN;
+        BEGIN ISOLATION LEVEL READ COMMITTED;
         SET LOCAL synchronous_commit = on;
         SET LOCAL lock_timeout = {round(lock_seconds * 1000)};
         SET LOCAL statement_timeout = {round(STATEMENT_SECONDS_MAX * 1000)};
