@@ -210,6 +210,20 @@ def audit(
     raise typer.Exit(asyncio.run(run_audit(view, start, end, target.database)))
 
 
+@app.command("drop-view", rich_help_panel=_CARE)
+def drop_view(
+    view: Annotated[str, typer.Argument(help="Name of the view, e.g. channels.")],
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Drop a view and its history; the orders stay. Remove its definition first."""
+    from coffee_rt.aggregator.repair import run_drop_view
+    from coffee_rt.embedded.reach import reach
+
+    target = reach(data_dir, database_url=database_url)
+    raise typer.Exit(asyncio.run(run_drop_view(view, target.database)))
+
+
 @app.command(rich_help_panel=_CARE)
 def settings(
     process: Annotated[

@@ -38,6 +38,7 @@ from coffee_rt.errors import Rejected
 from coffee_rt.runtime.settings import DatabaseSettings
 from coffee_rt.store.orders import PostgresOrderWriter
 from coffee_rt.store.pool import Pool
+from coffee_rt.store.view_fold import PostgresViewFolder
 
 pytestmark = pytest.mark.integration
 
@@ -310,6 +311,31 @@ async def test_a_changed_definition_replaces_the_view_while_orders_flow(bed: Bed
     await until(is_replaced)
     await bed.commit(some_orders(50, seed=3))
     await until(bed.are_views_right)
+
+
+async def test_a_view_whose_file_is_gone_is_kept_until_it_is_dropped(
+    bed: Bed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = await bed.start("one")
+    await until(bed.is_filled)
+    first.terminate()
+    await first.wait()
+    (bed.folder / "sales.yaml").unlink()
+    await bed.start("one")
+    await bed.commit(some_orders(50))
+    await until(bed.are_views_right)
+    database = DatabaseSettings(url=bed.database_url)
+    assert await repair.run_drop_view("sales", database) == 0
+    assert "sales is dropped" in capsys.readouterr().out
+    with pytest.raises(Rejected, match="there is no view"):
+        await repair.run_drop_view("sales", database)
+    # The folding of the others goes on.
+    await bed.commit(some_orders(50, seed=2))
+
+    async def is_all_folded() -> bool:
+        return not await PostgresViewFolder(bed.pool).waiting_lanes()
+
+    await until(is_all_folded)
 
 
 async def test_a_bad_definition_does_not_start(bed: Bed) -> None:

@@ -1,4 +1,5 @@
-"""The commands `rebuild` and `audit`: recompute a view from the orders, or compare it, while orders flow."""
+"""The commands `rebuild`, `audit` and `drop-view`: recompute a view from the orders, compare it, or remove
+it, while orders flow."""
 
 from __future__ import annotations
 
@@ -67,6 +68,19 @@ async def run_audit(
         console.print(f"`coffee-rt rebuild {view}` mends them.")
         return 1
     console.print(f"{view}: {len(repair.chunks)} chunks compared, no group differs.")
+    return 0
+
+
+async def run_drop_view(view: str, database: DatabaseSettings) -> int:
+    """Drop a view with its history; the orders stay. Exit code 0; raises CoffeeRtError."""
+    pool = await create_pool(database, application_name="coffee-rt-repair")
+    try:
+        await PostgresViewCatalogue(pool).drop_view(view)
+    finally:
+        await pool.close()
+    Console().print(
+        f"{view} is dropped. An aggregator that still has a definition of it makes it anew at its start."
+    )
     return 0
 
 

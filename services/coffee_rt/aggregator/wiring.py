@@ -63,6 +63,14 @@ class Aggregator:
             await self.catalogue.ensure_views(self.definitions)
         except Rejected as error:
             raise SettingsError(error.detail) from error
+        defined = {definition.name for definition in self.definitions}
+        for name in sorted(
+            {state.definition.name for state in await self.catalogue.views()} - defined
+        ):
+            # Never dropped by itself: a folder that was not mounted must not cost a year of history.
+            self.lifecycle.log.warning(
+                "view without a definition is kept", view=name, drop=f"coffee-rt drop-view {name}"
+            )
         await self.publisher.publish_catalogue()
 
     async def _until_done(self, step: Callable[[], Awaitable[None]]) -> None:
