@@ -165,17 +165,17 @@ async def test_an_order_is_found_by_id_until_it_is_trimmed(bed: Bed) -> None:
         order_id = minter.mint(producer.now_ms(), 0)
         append = an_append(producer, order_id=order_id)
         appended = await producer.append(0, append)
-        found = await keeper.find_order(order_id, producer.now_ms())
+        found = await keeper.find_order(order_id)
         assert found is not None
         assert found[0] == appended.position
         assert found[1] == append.record
         assert format_id(decode_record(found[1]).order_id) == format_id(order_id)
-    assert await keeper.find_order(minter.mint(producer.now_ms(), 0), producer.now_ms()) is None
-    assert await keeper.find_order(minter.mint(producer.now_ms(), 900), producer.now_ms()) is None
+    assert await keeper.find_order(minter.mint(producer.now_ms(), 0)) is None
+    assert await keeper.find_order(minter.mint(producer.now_ms(), 900)) is None
     while entries := await read_some(reader):
         await reader.acknowledge(0, entries)
     await keeper.trim(0, 0.0)
-    assert await keeper.find_order(order_id, producer.now_ms()) is None
+    assert await keeper.find_order(order_id) is None
 
 
 async def test_a_clients_own_id_is_found_on_whatever_shard_it_is(bed: Bed) -> None:
@@ -185,13 +185,13 @@ async def test_a_clients_own_id_is_found_on_whatever_shard_it_is(bed: Bed) -> No
     order_id = IdMinter().mint(hour_ago, 1)
     append = an_append(producer, 2, order_id=order_id, is_client_id=True, key=b"K")
     appended = await producer.append(2, append)
-    assert await keeper.find_order(order_id, producer.now_ms()) == (
+    assert await keeper.find_order(order_id) == (
         appended.position,
         append.record,
     )
     await reader.acknowledge(2, await reader.read(2, 10, 0.01))
     await keeper.trim(2, 0.0)
-    assert await keeper.find_order(order_id, producer.now_ms()) is None
+    assert await keeper.find_order(order_id) is None
 
 
 async def test_settled_means_delivered_and_acknowledged(bed: Bed) -> None:

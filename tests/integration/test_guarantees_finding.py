@@ -80,7 +80,7 @@ async def test_an_order_stored_and_trimmed_between_two_looks_is_found(
             CircuitBreaker("redis", clock=clock),
             CircuitBreaker("postgresql", clock=clock),
         )
-        found = await finder.find(0, append.order_id, producer.now_ms())
+        found = await finder.find(0, append.order_id)
         assert has_moved
         assert found is not None
         assert found.order is not None

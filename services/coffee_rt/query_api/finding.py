@@ -41,7 +41,7 @@ class OrderFinder:
         self._log_breaker = log_breaker
         self._database_breaker = database_breaker
 
-    async def find(self, tenant: int, order_id: bytes, now_ms: int) -> Found | None:
+    async def find(self, tenant: int, order_id: bytes) -> Found | None:
         """None when this tenant has no such order. Raises Retryable when that can't be known.
 
         Either side being away is survived as long as the other has the order.
@@ -50,7 +50,7 @@ class OrderFinder:
         logged = None
         try:
             async with self._log_breaker:
-                logged = await self._log.find_order(order_id, now_ms)
+                logged = await self._log.find_order(order_id)
         except Retryable as error:
             log_error = error
         try:

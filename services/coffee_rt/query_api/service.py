@@ -115,8 +115,7 @@ class QueryService:
     async def order(self, tenant: int, text: str) -> Page:
         """One order by id. Raises Rejected (404) when this tenant has no such order."""
         order_id = parse_id(text)
-        now_ms = int(self._clock.now() * 1000)
-        found = await self._finder.find(tenant, order_id, now_ms)
+        found = await self._finder.find(tenant, order_id)
         if found is None:
             raise Rejected("no-such-order", "no order has this id", "/order_id", 404)
         body: dict[str, Any] = {"state": found.state}

@@ -230,8 +230,9 @@ class LogKeeper(Protocol):
         """Remove entries acknowledged by every group at least `keep_seconds` ago; how many were removed.
         One atomic call: an entry delivered meanwhile is never removed."""
 
-    async def find_order(self, order_id: bytes, now_ms: int) -> tuple[Position, bytes] | None:
-        """Position and record bytes of an order that is still in the log."""
+    async def find_order(self, order_id: bytes) -> tuple[Position, bytes] | None:
+        """Position and record bytes of an order that is still in the log. Whoever asks has no say in the
+        time: a machine whose clock is behind would deny what was just accepted."""
 
     async def foreign_groups(self) -> dict[str, list[int]]:
         """Groups that nobody registered -> the shards they are on. They keep entries from being trimmed."""

@@ -146,14 +146,14 @@ class RedisKeeper:
         metrics.MEMORY_BYTES.labels("maximum").set(maximum)
         return used, maximum
 
-    async def find_order(self, order_id: bytes, now_ms: int) -> tuple[Position, bytes] | None:
+    async def find_order(self, order_id: bytes) -> tuple[Position, bytes] | None:
         position = await self._find_client_id(order_id)
         if position is not None:
             start = end = str(position.entry_id)
             return await self._find_between(position.shard, start, end, order_id)
         shard = id_shard(order_id)
         at_ms = id_time_ms(order_id)
-        if shard >= self.shards or at_ms > now_ms + FIND_AFTER_MS:
+        if shard >= self.shards:
             return None
         start, end = str(max(0, at_ms - FIND_BEFORE_MS)), str(at_ms + FIND_AFTER_MS)
         return await self._find_between(shard, start, end, order_id)

@@ -238,14 +238,14 @@ class MemoryKeeper:
     async def memory(self) -> tuple[int, int]:
         return self._log.memory_bytes, self._log.memory_bytes_max
 
-    async def find_order(self, order_id: bytes, now_ms: int) -> tuple[Position, bytes] | None:
+    async def find_order(self, order_id: bytes) -> tuple[Position, bytes] | None:
         for shard, state in enumerate(self._log.shards):
             value, expires = state.keys.get(b"o" + order_id, (b"", 0))
             if value and expires > self._log.now_ms():
                 entry_id = position_of_value(shard, value).entry_id
                 return self._find(shard, entry_id, entry_id, order_id)
         shard, at_ms = id_shard(order_id), id_time_ms(order_id)
-        if shard >= self.shards or at_ms > now_ms + FIND_AFTER_MS:
+        if shard >= self.shards:
             return None
         start = EntryId(max(0, at_ms - FIND_BEFORE_MS), 0)
         return self._find(shard, start, EntryId(at_ms + FIND_AFTER_MS, 1 << 62), order_id)
