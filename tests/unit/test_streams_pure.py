@@ -266,7 +266,7 @@ def test_one_stuck_entry_stops_no_intake() -> None:
 
 async def test_admission_keeps_its_word_until_the_next_look() -> None:
     log = MemoryLog(SystemClock(), 2, memory_bytes_max=100)
-    admission = Admission(MemoryKeeper(log), "workers", SystemClock())
+    admission = Admission(MemoryKeeper(log), "workers")
     admission.check()
     log.insert_raw(0, {b"d": b"x" * 99})
     admission.check()

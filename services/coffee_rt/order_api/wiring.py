@@ -131,7 +131,7 @@ async def open_order_api(
         if not await _greet_log(producer, lifecycle):
             lifecycle.spawn(_keep_greeting(producer, lifecycle), "greet-log")
         acks = Acks(channels, is_settled, clock, waits_max=settings.ack_waits_max)
-        admission = Admission(keeper, WORKERS_GROUP, clock, admission_limits(settings))
+        admission = Admission(keeper, WORKERS_GROUP, admission_limits(settings))
         watch = IntakeWatch(
             admission, producer, lifecycle.health, settings.clock_offset_seconds_max
         )

@@ -2,7 +2,7 @@
 
 Bytes and records decide first. Age counts in hours only, and records count as undelivered: one stuck
 entry, or one slow second group, must not stop the intake for everybody. `decide_admission` is pure; an
-`Admission` keeps its inputs fresh in the background, so that a request costs one comparison.
+`Admission` is refreshed in the background, so that a request costs one comparison.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from coffee_rt.errors import Overload, Retryable
-from coffee_rt.runtime.clock import Clock
+from coffee_rt.errors import Overload
 from coffee_rt.streams.contract import Backlog, LogKeeper
 
 
@@ -64,18 +63,16 @@ def decide_admission(load: LogLoad, limits: AdmissionLimits) -> Overload | None:
 
 
 class Admission:
-    """The current decision. Owned by one process: one task refreshes, every request checks."""
+    """The current decision. Owned by one process: one task refreshes and clears it, every request checks."""
 
     def __init__(
         self,
         keeper: LogKeeper,
         group: str,
-        clock: Clock,
         limits: AdmissionLimits | None = None,
     ) -> None:
         self._keeper = keeper
         self._group = group
-        self._clock = clock
         self._limits = limits or AdmissionLimits()
         self.refusal: Overload | None = None
         """Why orders are refused now; None while they are taken."""
@@ -93,12 +90,3 @@ class Admission:
         used, maximum = await self._keeper.memory()
         load = LogLoad(used, maximum, await self._keeper.backlog(self._group))
         self.refusal = decide_admission(load, self._limits)
-
-    async def run(self, every_seconds: float = 1.0) -> None:
-        """Refresh for ever. A log that is away decides nothing here: appending to it fails by itself."""
-        while True:
-            try:
-                await self.refresh()
-            except Retryable:
-                self.refusal = None
-            await self._clock.sleep(every_seconds)
