@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -332,6 +333,32 @@ async def test_keys_decide_who_reads_what(
         view, _ = await platform.get("/api/v1/views/hourly", X_API_Key=reader.text)
         assert [row["store"] for row in view["rows"]] == ["mine"]
         await platform.get("/api/v1/dead-letters", 403, Authorization=f"Bearer {reader.text}")
+
+
+async def test_a_replica_answers_with_its_own_lag(
+    database_url: str, valkey_url: str, redis_namespace: str
+) -> None:
+    database = DatabaseSettings(url=database_url, replica_url=database_url)
+    async with served(database_url, valkey_url, redis_namespace, database=database) as platform:
+        async with asyncio.timeout(10):
+            headers: Any = {}
+            while "X-Data-Lag-Ms" not in headers:
+                _, headers = await platform.get("/api/v1/views/hourly")
+        assert headers["X-Data-Source"] == "replica"
+
+
+async def test_a_replica_that_is_away_is_replaced_by_the_primary(
+    database_url: str, valkey_url: str, redis_namespace: str
+) -> None:
+    database = DatabaseSettings(url=database_url, replica_url="postgresql://u@127.0.0.1:1/none")
+    async with served(
+        database_url, valkey_url, redis_namespace, database=database, breaker_failures=2
+    ) as platform:
+        await platform.store([platform.order()])
+        for _ in range(4):  # More failures than a breaker takes.
+            body, headers = await platform.get("/api/v1/views/hourly")
+            assert headers["X-Data-Source"] == "primary"
+            assert sum(row["orders"] for row in body["rows"]) == 1
 
 
 async def test_a_log_that_is_away_does_not_hide_stored_orders(

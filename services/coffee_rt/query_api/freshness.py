@@ -6,6 +6,9 @@ ago than the lag is inside what a read answers (reads include what is not folded
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
+
 from coffee_rt.errors import Retryable
 from coffee_rt.runtime.clock import Clock
 from coffee_rt.streams.contract import LogKeeper
@@ -17,7 +20,16 @@ REFRESH_SECONDS = 1.0
 class LagTracker:
     """Owned by the process; read by every request."""
 
-    def __init__(self, log: LogKeeper, group: str, clock: Clock) -> None:
+    def __init__(
+        self,
+        log: LogKeeper,
+        group: str,
+        clock: Clock,
+        replay_seconds: Callable[[], Awaitable[float | None]] | None = None,
+    ) -> None:
+        """`replay_seconds` says how far the replica may be behind the primary, None where it can't."""
+        self._replay_seconds = replay_seconds
+        self._replica_seconds: float | None = None
         self._log = log
         self._group = group
         self._clock = clock
@@ -33,6 +45,14 @@ class LagTracker:
         late = unheard if unheard > 3 * REFRESH_SECONDS else 0.0
         return round((self._lag_seconds + late) * 1000)
 
+    @property
+    def replica_lag_ms(self) -> int | None:
+        """The same of what the replica answers; None while it is not known how far behind that is."""
+        lag_ms, replica_seconds = self.lag_ms, self._replica_seconds
+        if lag_ms is None or replica_seconds is None:
+            return None
+        return lag_ms + round(replica_seconds * 1000)
+
     async def refresh(self) -> None:
         """Ask once; the old value stays when the log is away."""
         try:
@@ -42,8 +62,19 @@ class LagTracker:
         self._lag_seconds = max((shard.oldest_seconds for shard in shards), default=0.0)
         self._measured_at = self._clock.monotonic()
 
+    async def _refresh_replica(self) -> None:
+        if self._replay_seconds is None:
+            return
+        try:
+            self._replica_seconds = await self._replay_seconds()
+        except Retryable:
+            self._replica_seconds = None
+
     async def run(self) -> None:
-        """Refresh for ever; cancelled by its owner."""
+        """Refresh for ever; cancelled by its owner. A server that is slow to answer holds up only its own."""
+        await asyncio.gather(self._repeat(self.refresh), self._repeat(self._refresh_replica))
+
+    async def _repeat(self, refresh: Callable[[], Awaitable[None]]) -> None:
         while True:
-            await self.refresh()
+            await refresh()
             await self._clock.sleep(REFRESH_SECONDS)

@@ -16,7 +16,7 @@ from coffee_rt.domain.dashboard import (
 )
 from coffee_rt.domain.ids import parse_id
 from coffee_rt.domain.views import Aggregate, Field, ViewDefinition
-from coffee_rt.errors import Rejected
+from coffee_rt.errors import Rejected, Retryable
 from coffee_rt.query_api import answers, metrics, parameters
 from coffee_rt.query_api.finding import OrderFinder
 from coffee_rt.query_api.freshness import LagTracker
@@ -56,6 +56,7 @@ class QueryService:
         *,
         primary: ViewReader,
         replica: ViewReader | None,
+        replica_breaker: CircuitBreaker,
         catalogue: ViewCatalogueStore,
         orders: OrderReader,
         finder: OrderFinder,
@@ -68,6 +69,7 @@ class QueryService:
     ) -> None:
         self._primary = primary
         self._replica = replica
+        self._replica_breaker = replica_breaker
         self._catalogue = catalogue
         self._orders = orders
         self._finder = finder
@@ -207,8 +209,8 @@ class QueryService:
     async def _read(
         self, query: ViewQuery, position_text: str | None
     ) -> tuple[ViewAnswer, dict[str, str]]:
-        source, reader = ("primary", self._primary)
         included = None
+        answer = None
         if position_text is not None:
             position = Position.parse(position_text)
             async with self._database:
@@ -216,9 +218,11 @@ class QueryService:
                     self._orders, position, self._position_wait_seconds, self._clock
                 )
         elif self._replica is not None:
-            source, reader = ("replica", self._replica)
-        async with self._database:
-            answer = await reader.query(query)
+            answer = await self._read_replica(self._replica, query)
+        source = "primary" if answer is None else "replica"
+        if answer is None:
+            async with self._database:
+                answer = await self._primary.query(query)
         if answer.is_tail_skipped:
             metrics.TAILS_SKIPPED.inc()
         headers = self._headers(source, answer)
@@ -226,10 +230,19 @@ class QueryService:
             headers["X-Position-Included"] = "true" if included else "false"
         return answer, headers
 
+    async def _read_replica(self, replica: ViewReader, query: ViewQuery) -> ViewAnswer | None:
+        """None while the replica is away: the primary answers then, and must not be blamed for it."""
+        try:
+            async with self._replica_breaker:
+                return await replica.query(query)
+        except Retryable:
+            return None
+
     def _headers(self, source: str, answer: ViewAnswer | None = None) -> dict[str, str]:
         headers = {"X-Data-Source": source, "Cache-Control": "no-store"}
-        if self._lag.lag_ms is not None:
-            headers["X-Data-Lag-Ms"] = str(self._lag.lag_ms)
+        lag_ms = self._lag.replica_lag_ms if source == "replica" else self._lag.lag_ms
+        if lag_ms is not None:
+            headers["X-Data-Lag-Ms"] = str(lag_ms)
         if answer is not None:
             headers["X-View-Version"] = f"{answer.epoch}:{answer.version}"
             headers["X-View-Unfolded"] = "skipped" if answer.is_tail_skipped else "included"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -22,7 +23,7 @@ from coffee_rt.runtime.settings import SettingsError
 from coffee_rt.store.contract import ViewReader
 from coffee_rt.store.keys import PostgresApiKeys
 from coffee_rt.store.pool import Pool, create_pool
-from coffee_rt.store.queries import PostgresOrderReader
+from coffee_rt.store.queries import PostgresOrderReader, replay_seconds
 from coffee_rt.store.view_catalogue import PostgresViewCatalogue
 from coffee_rt.store.view_reads import PostgresViewReader
 from coffee_rt.streams.keeper import RedisKeeper
@@ -43,17 +44,20 @@ async def wired(settings: QueryApiSettings, lifecycle: Lifecycle) -> AsyncIterat
             open_seconds=settings.breaker_open_seconds,
             clock=clock,
         )
-        for name in ("postgresql", "redis")
+        for name in ("postgresql", "postgresql-replica", "redis")
     ]
-    database, log_breaker = breakers
+    database, replica_breaker, log_breaker = breakers
     primary = await create_pool(settings.database, application_name="coffee-rt-query-api")
     replica = await _replica_pool(settings)
     keeper = RedisLog(settings.redis, settings.namespace, settings.shards, clock).keeper()
     orders = PostgresOrderReader(primary)
-    lag = LagTracker(keeper, STORE_GROUP, clock)
+    lag = LagTracker(
+        keeper, STORE_GROUP, clock, None if replica is None else partial(replay_seconds, replica)
+    )
     service = QueryService(
         primary=PostgresViewReader(primary, clock=clock),
         replica=_view_reader(replica, lifecycle),
+        replica_breaker=replica_breaker,
         catalogue=PostgresViewCatalogue(primary, clock=clock),
         orders=orders,
         finder=OrderFinder(keeper, orders, log_breaker, database),

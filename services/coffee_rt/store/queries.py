@@ -56,6 +56,17 @@ class PostgresOrderReader:
         return await ledger.is_entry_stored(self._pool, shard, batch_id)
 
 
+async def replay_seconds(pool: Pool) -> float | None:
+    """How far a standby may be behind its primary, from above: since the commit it replayed last. 0 of a
+    primary, None of a standby that replayed nothing yet."""
+    seconds = await pool.fetchval(
+        """SELECT CASE WHEN pg_is_in_recovery()
+        THEN extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())
+        ELSE 0 END::float8"""
+    )
+    return None if seconds is None else max(0.0, float(seconds))
+
+
 def recent_query(
     tenant: int | None, limit: int, before: bytes | None, store: str | None
 ) -> tuple[str, list[Any]]:
