@@ -206,6 +206,23 @@ async def test_settled_means_delivered_and_acknowledged(bed: Bed) -> None:
     assert not await keeper.is_settled("nobody", first)
     later = Position(0, EntryId(first.entry_id.ms, first.entry_id.seq + 1), first.batch_id)
     assert not await keeper.is_settled("workers", later)
+    assert not await keeper.is_settled("workers", first._replace(batch_id=bytes(15) + b"1"))
+    assert await keeper.is_settled("workers", first._replace(batch_id=bytes(16)))
+    await append_entries(producer, 1)
+    await reader.acknowledge(0, await read_some(reader))
+    assert await keeper.trim(0, 0.0) == 2
+    assert await keeper.is_settled("workers", first)
+
+
+async def test_an_entry_that_was_lost_is_not_settled_by_those_after_it(bed: Bed) -> None:
+    producer, keeper, reader = bed.producer(), bed.keeper(), bed.reader()
+    await keeper.ensure_group("workers")
+    await append_entries(producer, 1)
+    lost = (await producer.append(0, an_append(producer))).position
+    await bed.delete_entry(0, lost.entry_id)
+    await append_entries(producer, 1)
+    await reader.acknowledge(0, await read_some(reader))
+    assert not await keeper.is_settled("workers", lost)
 
 
 async def test_idle_consumers_are_removed_unless_they_hold_entries(bed: Bed) -> None:

@@ -241,7 +241,8 @@ class LogKeeper(Protocol):
         """Remove consumers of dead processes; those with pending entries stay until these are claimed."""
 
     async def is_settled(self, group: str, position: Position) -> bool:
-        """Whether the group has been delivered the entry and acknowledged it."""
+        """Whether the group has been delivered the entry and acknowledged it. False for one the log lost:
+        what has its id now, or came after it, says nothing of it."""
 
     async def memory(self) -> tuple[int, int]:
         """Bytes used and the maximum (0: no maximum)."""

@@ -136,7 +136,9 @@ class RedisKeeper:
     async def is_settled(self, group: str, position: Position) -> bool:
         ms, seq = position.entry_id
         stream = self._keys.streams[position.shard]
-        return bool(await self._run(position.shard, SETTLED, [stream], [group, ms, seq]))
+        batch_id = position.batch_id if any(position.batch_id) else b""
+        arguments: list[Argument] = [group, ms, seq, batch_id]
+        return bool(await self._run(position.shard, SETTLED, [stream], arguments))
 
     async def memory(self) -> tuple[int, int]:
         info = await self._call(0, "INFO", "memory")

@@ -228,12 +228,16 @@ class MemoryKeeper:
         )
 
     async def is_settled(self, group: str, position: Position) -> bool:
-        found = self._log.shards[position.shard].groups.get(group)
-        return (
-            found is not None
-            and found.delivered >= position.entry_id
-            and position.entry_id not in found.pending
-        )
+        shard = self._log.shards[position.shard]
+        found = shard.groups.get(group)
+        if found is None or found.delivered < position.entry_id:
+            return False
+        if position.entry_id in found.pending:
+            return False
+        fields = shard.entries.get(position.entry_id)
+        if fields is None:
+            return not shard.ids or shard.ids[0] > position.entry_id
+        return not any(position.batch_id) or fields.get(b"b") in (None, position.batch_id)
 
     async def memory(self) -> tuple[int, int]:
         return self._log.memory_bytes, self._log.memory_bytes_max
