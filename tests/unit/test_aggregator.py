@@ -349,6 +349,40 @@ async def test_rounds_keep_their_distance(bed: Bed) -> None:
     assert min(gaps) >= 0.0499
 
 
+async def test_an_instance_with_nothing_to_fold_starts_no_round(bed: Bed) -> None:
+    """A round without work would only put off the next: rounds keep their distance."""
+    folds, _ = bed.loop(interval_seconds=0.05, poll_seconds=1000.0)
+    rounds: list[int] = []
+    inner, sleep = folds.fold_round, bed.clock.sleep
+
+    async def fold_round() -> int:
+        rounds.append(await inner())
+        return rounds[-1]
+
+    async def sleep_short(seconds: float) -> None:
+        if seconds > 1:
+            await asyncio.Event().wait()
+        if len(rounds) < 3:
+            # A commit is told of while the loop keeps its distance.
+            folds.mark(await bed.commit(an_order()))
+            folds._wake.set()
+        await sleep(seconds)
+
+    folds.fold_round = fold_round  # type: ignore[method-assign]
+    bed.clock.sleep = sleep_short  # type: ignore[method-assign]
+    task = asyncio.create_task(folds.fold())
+    for _ in range(200):
+        await asyncio.sleep(0)
+    assert rounds == [0, 1, 1]
+    # What belongs to others wakes it in vain.
+    for _ in range(5):
+        folds._wake.set()
+        for _ in range(20):
+            await asyncio.sleep(0)
+    assert rounds == [0, 1, 1]
+    task.cancel()
+
+
 async def fill_and_stop(bed: Bed, chunks: int) -> None:
     """Backfill until so many chunks are done, then fail."""
     done = 0

@@ -42,7 +42,7 @@ BACKOFF_SECONDS_MAX = 2.0
 class FoldLimits:
     """See AggregatorSettings."""
 
-    interval_seconds: float = 0.025
+    interval_seconds: float = 0.015
     poll_seconds: float = 0.5
     beacon_seconds: float = 1.0
     alive_seconds: float = 2.0
@@ -134,10 +134,12 @@ class FoldLoop:
             await self._wait()
 
     async def _wait(self) -> None:
-        if self._marked or self._must_poll:
-            return
-        left = self._polled_at + self._limits.poll_seconds - self._clock.monotonic()
-        if left > 0 and not self._wake.is_set():
+        """Return when there is work. Wakes in vain (others' lanes, what the last round took along) don't."""
+        while not (self._marked or self._must_poll):
+            left = self._polled_at + self._limits.poll_seconds - self._clock.monotonic()
+            if left <= 0:
+                return
+            self._wake.clear()
             woken = asyncio.ensure_future(self._wake.wait())
             slept = asyncio.ensure_future(self._clock.sleep(left))
             try:
@@ -145,7 +147,6 @@ class FoldLoop:
             finally:
                 woken.cancel()
                 slept.cancel()
-        self._wake.clear()
 
     async def fold_round(self) -> int:
         """Fold what is marked, then what a poll finds when one is due; how many folds were committed.
