@@ -53,6 +53,10 @@ class RecordResult(msgspec.Struct):
     order_id: str | msgspec.UnsetType = msgspec.UNSET
     position: str | msgspec.UnsetType = msgspec.UNSET
     duplicate: bool | msgspec.UnsetType = msgspec.UNSET
+    ack: Annotated[
+        AckLabel | msgspec.UnsetType,
+        msgspec.Meta(description="dead-letter where the record could not be stored after all."),
+    ] = msgspec.UNSET
     problem: ProblemBody | msgspec.UnsetType = msgspec.UNSET
 
 
