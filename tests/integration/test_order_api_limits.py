@@ -159,7 +159,7 @@ async def test_a_key_s_limit_is_shared_by_two_processes(
                 assert_refused(reply, 429, "rate-limited")
                 assert reply.headers["ratelimit-remaining"] == "0"
                 assert reply.headers.getall("retry-after") == [reply.headers["ratelimit-reset"]]
-            return reply.status == 429
+            return bool(reply.status == 429)
 
         await eventually(is_limited)
         # Alone it would have had 20; what is over 5 was taken before the counts were added up.

@@ -8,6 +8,9 @@ import json
 import logging
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator, MutableMapping
 from typing import Any
 
@@ -202,3 +205,34 @@ async def test_a_task_that_swallows_one_cancellation_is_cancelled_again() -> Non
     await asyncio.wait_for(lifecycle.stop_tasks(), 30)
     assert swallowed.is_set()
     assert task.done()
+
+
+STUBBORN = """
+import asyncio
+from coffee_rt.runtime.lifecycle import run
+from coffee_rt.runtime.settings import ProcessSettings
+
+async def main(lifecycle, settings):
+    while True:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            pass
+
+raise SystemExit(run("stubborn", main, ProcessSettings(grace_seconds=0.2)))
+"""
+
+
+def test_a_process_ends_even_where_a_task_never_does() -> None:
+    process = subprocess.Popen([sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    while b"starting" not in process.stdout.readline():
+        assert process.poll() is None
+    deadline = time.monotonic() + 60
+    while process.poll() is None:
+        # Again and again: the handler may not be in place yet.
+        process.terminate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert process.returncode != 0
+    process.stdout.close()

@@ -8,6 +8,9 @@ from typing import ClassVar
 
 import pytest
 
+from coffee_rt.fanout.settings import FanoutSettings
+from coffee_rt.order_api.settings import OrderApiSettings
+from coffee_rt.query_api.settings import QueryApiSettings
 from coffee_rt.runtime.settings import (
     DatabaseSettings,
     ProcessSettings,
@@ -139,3 +142,16 @@ def test_environment_is_read_in_one_module_only() -> None:
         if reading.search(path.read_text())
     }
     assert readers == {"runtime/settings.py"}
+
+
+@pytest.mark.parametrize("cls", [OrderApiSettings, QueryApiSettings, FanoutSettings])
+def test_open_doors_are_refused_beyond_loopback(cls: type[ProcessSettings]) -> None:
+    assert cls(auth="off", http_host="127.0.0.1")
+    assert cls(auth="required", http_host="0.0.0.0")
+    with pytest.raises(SettingsError, match="loopback"):
+        cls(auth="off", http_host="0.0.0.0")
+
+
+def test_the_socket_address_counts_as_a_door() -> None:
+    with pytest.raises(SettingsError, match="loopback"):
+        FanoutSettings(auth="off", websocket_host="0.0.0.0")

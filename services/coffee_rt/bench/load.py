@@ -20,8 +20,7 @@ import msgspec
 import uvloop
 
 from coffee_rt.bench.results import percentile
-
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
+from coffee_rt.runtime.settings import LOOPBACK
 
 
 class Job(msgspec.Struct):

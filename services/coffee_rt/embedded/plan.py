@@ -9,13 +9,12 @@ from pathlib import Path
 
 from coffee_rt.embedded.proxy import Upstreams
 from coffee_rt.embedded.server_process import ServerProblem
+from coffee_rt.runtime.settings import LOOPBACK
 
 PROCESSES = ("order-api", "worker", "aggregator", "fanout", "query-api")
 
 GRACE_SECONDS = 25
 """A process drains this long; then it ends by itself, with what is undone still in the log."""
-
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +31,7 @@ class UpOptions:
 
     @property
     def is_loopback(self) -> bool:
-        return self.host in _LOOPBACK
+        return self.host in LOOPBACK
 
 
 @dataclass(frozen=True, slots=True)

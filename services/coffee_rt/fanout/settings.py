@@ -85,3 +85,6 @@ class FanoutSettings(ProcessSettings):
         for network in networks:
             ip_network(network)
         return networks
+
+    def hosts(self) -> tuple[str, ...]:
+        return (self.http_host, self.websocket_host)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from coffee_rt.runtime.settings import (
     DatabaseSettings,
     ProcessSettings,
     RedisSettings,
-    SettingsError,
     own,
 )
-
-LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 class OrderApiSettings(ProcessSettings):
@@ -106,9 +103,5 @@ class OrderApiSettings(ProcessSettings):
         12.0, gt=0, help="Age of the oldest unstored order above which new ones get 503."
     )
 
-    def model_post_init(self, context: Any, /) -> None:
-        super().model_post_init(context)
-        if self.auth == "off" and self.http_host not in LOOPBACK:
-            raise SettingsError(
-                "COFFEE_RT_AUTH=off is allowed only where COFFEE_RT_HTTP_HOST is a loopback address"
-            )
+    def hosts(self) -> tuple[str, ...]:
+        return (self.http_host,)

@@ -33,3 +33,6 @@ class QueryApiSettings(ProcessSettings):
     keys_age_seconds_max: float = own(
         3600.0, gt=0, help="Age up to which cached API keys are believed while PostgreSQL is away."
     )
+
+    def hosts(self) -> tuple[str, ...]:
+        return (self.http_host,)

@@ -8,6 +8,7 @@ restart. Signals after the first change nothing (a terminal's Ctrl-C reaches par
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
@@ -107,17 +108,9 @@ class Lifecycle:
             if not self._crashed.done():
                 self._crashed.set_result(error)
 
-    async def stop_tasks(self) -> None:
-        """Cancel what is still running in the background, and wait for it."""
-        waiting = set(self._tasks)
-        # More than once: a time-out below that ends in the same moment can swallow a cancellation.
-        for _ in range(CANCELLATIONS_MAX):
-            for task in waiting:
-                task.cancel()
-            if waiting:
-                _, waiting = await asyncio.wait(waiting, timeout=CANCEL_SECONDS)
-        for task in waiting:
-            self.log.error("a background task does not end", task=task.get_name())
+    async def stop_tasks(self) -> set[asyncio.Future[Any]]:
+        """Cancel what is still running in the background, and wait for it; what does not end."""
+        return await _end(set(self._tasks))
 
 
 def run(process: str, main: Callable[[Lifecycle, S], Awaitable[None]], settings: S) -> int:
@@ -159,12 +152,28 @@ async def _supervise(
             {work, crash}, timeout=settings.grace_seconds, return_when=asyncio.FIRST_COMPLETED
         )
     code = _exit_code(work, crash, log)
-    for task in (work, crash, drain):
-        task.cancel()
-    await asyncio.gather(work, crash, drain, return_exceptions=True)
-    await lifecycle.stop_tasks()
+    left = await _end({work, crash, drain}) | await lifecycle.stop_tasks()
+    if left:
+        # The loop would wait for them without end, and with it whoever waits for this process.
+        log.error("tasks do not end; ending without them", tasks=[repr(task) for task in left])
+        sys.stdout.flush()
+        os._exit(code or 1)
     log.info("stopped", code=code)
     return code
+
+
+async def _end(tasks: set[asyncio.Future[Any]]) -> set[asyncio.Future[Any]]:
+    """Cancel tasks until they end; those that do not.
+
+    More than once, because a time-out below that ends in the same moment can swallow a cancellation.
+    """
+    waiting = {task for task in tasks if not task.done()}
+    for _ in range(CANCELLATIONS_MAX):
+        for task in waiting:
+            task.cancel()
+        if waiting:
+            _, waiting = await asyncio.wait(waiting, timeout=CANCEL_SECONDS)
+    return waiting
 
 
 async def _as_coroutine(work: Awaitable[None]) -> None:

@@ -31,6 +31,9 @@ _SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)\Z|_PORT(_\d+_(TCP|UDP)\
 _CREDENTIALS = re.compile(r"://[^/@\s]*@")
 
 
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
 class SettingsError(Exception):
     """One or more settings can't be used; each line of the text says which and why."""
 
@@ -171,6 +174,16 @@ class ProcessSettings(_Settings):
         if not self.instance:
             # Frozen for everybody else: the default needs the host and the pid.
             object.__setattr__(self, "instance", f"{socket.gethostname()}-{os.getpid()}")
+        for host in self.hosts():
+            if self.auth == "off" and host not in LOOPBACK:
+                raise SettingsError(
+                    f"COFFEE_RT_AUTH=off is allowed only on a loopback address, not on {host}: "
+                    "whoever reaches it could do everything"
+                )
+
+    def hosts(self) -> tuple[str, ...]:
+        """The addresses this process listens on for callers with API keys."""
+        return ()
 
 
 S = TypeVar("S", bound=_Settings)
