@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import asyncpg
 import pytest
+import redis.asyncio
 from tests.integration.order_api_process import running_order_api
 
+from coffee_rt.embedded.server_process import TEST
+from coffee_rt.embedded.servers import EmbeddedValkey
 from coffee_rt.errors import Retryable
 from coffee_rt.order_api.main import main
 from coffee_rt.order_api.settings import OrderApiSettings
@@ -78,3 +82,37 @@ async def test_another_number_of_shards_is_refused_in_a_sentence_at_start_and_la
     with pytest.raises(SettingsError, match="COFFEE_RT_SHARDS=4"):
         await _keep_greeting(producer, lifecycle)
     await producer.close()
+
+
+async def test_a_server_that_may_evict_is_refused_in_a_sentence(
+    tmp_path: Path, redis_namespace: str
+) -> None:
+    server = EmbeddedValkey(tmp_path / "valkey", durability=TEST)
+    server.start()
+    try:
+        client = redis.asyncio.Redis.from_url(server.url)
+        await client.config_set("maxmemory-policy", "allkeys-lru")
+        settings = OrderApiSettings(
+            auth="off",
+            http_port=0,
+            namespace=redis_namespace,
+            redis=RedisSettings(url=server.url),
+        )
+        lifecycle = Lifecycle("order-api")
+        with pytest.raises(SettingsError, match="maxmemory-policy noeviction"):
+            await main(lifecycle, settings)
+        await lifecycle.stop_tasks()
+        await client.aclose()
+    finally:
+        server.stop()
+
+
+async def test_replicas_asked_for_and_not_there_leave_the_outcome_unknown(
+    valkey_url: str, redis_namespace: str
+) -> None:
+    async with running_order_api(
+        valkey_url, redis_namespace, replicas_min=1, replicas_wait_seconds_max=0.1
+    ) as api:
+        reply = await api.post(ORDERS, ORDER)
+        assert reply.status == 503
+        assert reply.json["type"] == "urn:coffee-rt:problem:unknown-outcome"

@@ -45,6 +45,31 @@ class OrderApiSettings(ProcessSettings):
     header_seconds_max: float = own(
         10.0, gt=0, help="Seconds a client may take to send a request's head; slower ones get 408."
     )
+    key_window_hours: int = own(
+        24,
+        ge=1,
+        le=24 * 30,
+        help="Hours an Idempotency-Key is remembered. A key takes 88 bytes of Redis: 5000 a second for "
+        "24 hours are 38 GB.",
+    )
+    replicas_min: int = own(
+        0,
+        ge=0,
+        le=10,
+        help="Replicas of Redis that must have an order before its 202 (WAIT); 0: the server alone.",
+    )
+    replicas_wait_seconds_max: float = own(
+        1.0, gt=0, le=30, help="Seconds to wait for them; then the outcome is unknown (503)."
+    )
+    flush_records_max: int = own(
+        5000, ge=1, le=20_000, help="Orders in one stream entry. Larger: longer stalls of Redis."
+    )
+    queue_records_max: int = own(
+        50_000, ge=1, help="Orders waiting for a shard's flush; above it new ones get 503."
+    )
+    queue_bytes_max: int = own(
+        33_554_432, ge=1_048_576, help="Bytes waiting for a shard's flush; above it: 503."
+    )
     ack_wait_seconds_default: float = own(
         5.0, ge=0, help="How long ack=stored or visible waits when wait_ms is not given."
     )

@@ -40,6 +40,7 @@ from coffee_rt.store.keys import PostgresApiKeys
 from coffee_rt.store.pool import create_pool
 from coffee_rt.streams.admission import Admission, AdmissionLimits
 from coffee_rt.streams.contract import LogKeeper, OrderProducer, Position
+from coffee_rt.streams.flush import ProducerLimits
 from coffee_rt.streams.producer import GroupProducer
 from coffee_rt.streams.redis_log import RedisLog
 
@@ -107,6 +108,19 @@ def admission_limits(settings: OrderApiSettings) -> AdmissionLimits:
     )
 
 
+def producer_limits(settings: OrderApiSettings) -> ProducerLimits:
+    """The producer's bounds as this process is told them."""
+    return ProducerLimits(
+        flush_records_max=settings.flush_records_max,
+        queue_records_max=settings.queue_records_max,
+        queue_bytes_max=settings.queue_bytes_max,
+        reply_seconds_max=settings.redis.command_seconds_max,
+        key_window_seconds=settings.key_window_hours * 3600,
+        replicas_min=settings.replicas_min,
+        replicas_wait_seconds_max=settings.replicas_wait_seconds_max,
+    )
+
+
 @asynccontextmanager
 async def open_order_api(
     settings: OrderApiSettings, lifecycle: Lifecycle
@@ -120,7 +134,7 @@ async def open_order_api(
         clock=clock,
     )
     log = RedisLog(settings.redis, settings.namespace, settings.shards, clock, breaker)
-    producer, keeper = log.producer(), log.keeper()
+    producer, keeper = log.producer(producer_limits(settings)), log.keeper()
     channels = RedisChannels(settings.redis.url, namespace=settings.namespace)
     counts = SharedCounts(settings.redis.url, settings.namespace)
 

@@ -210,7 +210,11 @@ class RedisTarget:
 
 
 async def ensure_install(connector: Connector, keys: LogKeys, seconds_max: float) -> None:
-    """Store the number of shards at the first use; raises Rejected where another one is stored."""
+    """Check the server, and store the number of shards at the first use.
+
+    Raises Rejected where another number is stored, or where the server may evict: it would drop orders
+    and keys that were answered, without a word.
+    """
     link = await connector.open(keys.install, "keeper")
     try:
         # Read first: a process must also start while Redis is full, and HSETNX is refused then.
@@ -218,6 +222,21 @@ async def ensure_install(connector: Connector, keys: LogKeys, seconds_max: float
         if stored is None:
             await link.call("HSETNX", keys.install, "shards", keys.shards, seconds_max=seconds_max)
             stored = await link.call("HGET", keys.install, "shards", seconds_max=seconds_max)
+        memory = await link.call("INFO", "memory", seconds_max=seconds_max)
     finally:
         link.close()
     check_shards(int(stored), keys.shards)
+    check_eviction(memory)
+
+
+def check_eviction(info: bytes) -> None:
+    """Raises Rejected unless INFO memory says noeviction. A server that does not say passes."""
+    policy = next(
+        (line[17:] for line in info.split(b"\r\n") if line.startswith(b"maxmemory_policy:")), None
+    )
+    if policy not in (None, b"noeviction"):
+        detail = (
+            f"Redis may evict ({policy.decode()}), and would lose accepted orders: "
+            "set maxmemory-policy noeviction"
+        )
+        raise Rejected("redis-evicts", detail, "/maxmemory-policy")
