@@ -21,6 +21,7 @@ from coffee_rt.store.contract import OrderWriter
 from coffee_rt.store.memory import MemoryKeeper as MemoryStoreKeeper
 from coffee_rt.store.memory import MemoryOrderWriter
 from coffee_rt.store.memory_database import MemoryDatabase
+from coffee_rt.streams.contract import STORE_GROUP
 from coffee_rt.streams.memory import MemoryLog
 from coffee_rt.streams.memory_groups import MemoryKeeper, MemoryReader
 from coffee_rt.worker.care import CareLimits
@@ -30,7 +31,7 @@ from coffee_rt.worker.reading import ReadLimits
 from coffee_rt.worker.storing import StoreLimits
 from tests.builders import an_order
 
-GROUP = "workers"
+GROUP = STORE_GROUP
 LIMITS = WorkerLimits(
     linger_seconds=0.002,
     drain_seconds_max=2.0,

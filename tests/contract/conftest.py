@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+
 from tests.streams_bed import Bed, MemoryBed, RedisBed
 
 _REDIS_SERVER = shutil.which("redis-server")

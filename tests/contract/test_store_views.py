@@ -8,9 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
-from tests.builders import NOW_MS, a_view, an_order
-from tests.store_harness import WriteStore, a_write_store, an_entry
-from tests.view_writing import ensure_partition, some_orders
 
 from coffee_rt.domain.orders import Order
 from coffee_rt.domain.views import Bucket, ViewDefinition, compute_deltas, lane_of
@@ -30,6 +27,9 @@ from coffee_rt.store.view_catalogue import PostgresViewCatalogue
 from coffee_rt.store.view_fold import PostgresViewFolder
 from coffee_rt.store.view_reads import PostgresViewReader
 from coffee_rt.store.view_repair import PostgresViewRepairer
+from tests.builders import NOW_MS, a_view, an_order
+from tests.store_harness import WriteStore, a_write_store, an_entry
+from tests.view_writing import ensure_partition, some_orders
 
 NOW_S = NOW_MS // 1000
 END = NOW_S + 86_400

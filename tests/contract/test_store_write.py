@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
-from tests.builders import NOW_MS, a_view, an_order
-from tests.store_harness import WriteStore, a_write_store, an_entry, order_at
 
 from coffee_rt.domain.wire import decode_record
 from coffee_rt.errors import Rejected
 from coffee_rt.store.contract import ApiKey, BadData, DeadRecord, ViewsTooNew
+from tests.builders import NOW_MS, a_view, an_order
+from tests.store_harness import WriteStore, a_write_store, an_entry, order_at
 
 DAY_MS = 86_400_000
 

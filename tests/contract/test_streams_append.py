@@ -7,13 +7,13 @@ import asyncio
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.streams_bed import Bed, WrongClock, an_append
 
 from coffee_rt.domain.orders import Order
 from coffee_rt.domain.wire import decode_batch
 from coffee_rt.errors import NotExecuted, Overload, Rejected
 from coffee_rt.streams.contract import Appended, Delivery, Outcome, Position
 from coffee_rt.streams.flush import ProducerLimits
+from tests.streams_bed import Bed, WrongClock, an_append
 
 NEW, DUPLICATE, CONFLICT = Outcome.NEW, Outcome.DUPLICATE, Outcome.CONFLICT
 

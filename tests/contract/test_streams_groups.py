@@ -6,11 +6,11 @@ import asyncio
 
 import pytest
 from prometheus_client import REGISTRY
-from tests.streams_bed import Bed, an_append
 
 from coffee_rt.errors import Retryable
 from coffee_rt.streams.contract import ENTRY_ID_ZERO, Delivery, EntryId, GroupReader
 from coffee_rt.streams.producer import GroupProducer
+from tests.streams_bed import Bed, an_append
 
 
 async def append_entries(producer: GroupProducer, count: int, shard: int = 0) -> list[EntryId]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
-from tests.contract.test_streams_groups import append_entries, read_some
-from tests.streams_bed import Bed, an_append
-
 from coffee_rt.domain.ids import IdMinter, format_id
 from coffee_rt.domain.wire import decode_record
 from coffee_rt.streams.contract import EntryId, Position
 from coffee_rt.streams.flush import ProducerLimits
+from tests.contract.test_streams_groups import append_entries, read_some
+from tests.streams_bed import Bed, an_append
 
 
 async def test_only_what_every_group_acknowledged_is_trimmed(bed: Bed) -> None:
@@ -253,3 +252,46 @@ async def test_memory_is_told(bed: Bed) -> None:
     used, maximum = await bed.keeper().memory()
     assert used > 0
     assert maximum >= 0
+
+
+async def test_a_group_follows_the_timeline_of_its_store(bed: Bed) -> None:
+    producer, keeper, reader = bed.producer(), bed.keeper(), bed.reader()
+    await keeper.ensure_group("workers")
+    ids = await append_entries(producer, 3)
+    await reader.acknowledge(0, await read_some(reader))
+    assert await keeper.follow_timeline("workers", "7.1", 600.0) == []  # The first it hears of.
+    assert await keeper.follow_timeline("workers", "7.1", 600.0) == []
+    assert await read_some(reader) == []
+    assert await keeper.follow_timeline("workers", "7.2", 600.0) == [0]  # The others are empty.
+    again = await read_some(reader)
+    assert [entry.entry_id for entry in again] == ids
+    await reader.acknowledge(0, again)
+    assert await keeper.follow_timeline("workers", "7.2", 600.0) == []
+    assert await read_some(reader) == []
+
+
+async def test_a_timeline_sets_a_group_back_no_further_than_what_is_kept(bed: Bed) -> None:
+    producer, keeper, reader = bed.producer(), bed.keeper(), bed.reader()
+    await keeper.ensure_group("workers")
+    await append_entries(producer, 2)
+    await reader.acknowledge(0, await read_some(reader))
+    assert await keeper.trim(0, 600.0) == 0  # Leaves a mark: both were acknowledged by now.
+    await asyncio.sleep(0.02)
+    await keeper.follow_timeline("workers", "7.1", 0.01)
+    later = await append_entries(producer, 2)
+    await reader.acknowledge(0, await read_some(reader))
+    assert await keeper.follow_timeline("workers", "7.2", 0.01) == [0]
+    again = await read_some(reader)
+    assert [entry.entry_id for entry in again if entry.entry_id >= later[0]] == later
+    assert len(again) < 4
+
+
+async def test_a_timeline_never_moves_a_group_forward(bed: Bed) -> None:
+    producer, keeper, reader = bed.producer(), bed.keeper(), bed.reader()
+    await keeper.ensure_group("workers")
+    await keeper.follow_timeline("workers", "7.1", 600.0)
+    ids = await append_entries(producer, 2)
+    assert await keeper.follow_timeline("workers", "7.2", 0.0) == []
+    assert await keeper.follow_timeline("nobody", "7.1", 0.0) == []
+    assert await keeper.follow_timeline("nobody", "7.2", 0.0) == []
+    assert [entry.entry_id for entry in await read_some(reader)] == ids

@@ -12,15 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from tests.store_harness import an_entry
-from tests.view_writing import (
-    a_pool,
-    ensure_partition,
-    expected_rows,
-    live_view,
-    some_orders,
-    stored_rows,
-)
 
 from coffee_rt.aggregator import repair
 from coffee_rt.channels.messages import (
@@ -39,6 +30,15 @@ from coffee_rt.runtime.settings import DatabaseSettings
 from coffee_rt.store.orders import PostgresOrderWriter
 from coffee_rt.store.pool import Pool
 from coffee_rt.store.view_fold import PostgresViewFolder
+from tests.store_harness import an_entry
+from tests.view_writing import (
+    a_pool,
+    ensure_partition,
+    expected_rows,
+    live_view,
+    some_orders,
+    stored_rows,
+)
 
 pytestmark = pytest.mark.integration
 

@@ -7,8 +7,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from tests.fanouts import WAIT_SECONDS, Platform, Talk, rows_of, served
-from tests.live_client import LiveView
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 from websockets.frames import Frame, Opcode
@@ -17,6 +15,8 @@ from coffee_rt.domain.keys import mint_key
 from coffee_rt.fanout.page_files import PAGE_FOLDER
 from coffee_rt.store.contract import ApiKey
 from coffee_rt.store.keys import PostgresApiKeys
+from tests.fanouts import WAIT_SECONDS, Platform, Talk, rows_of, served
+from tests.live_client import LiveView
 
 pytestmark = pytest.mark.integration
 

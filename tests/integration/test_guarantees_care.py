@@ -11,10 +11,6 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from tests.integration import order_api_process
-from tests.integration.order_api_process import ORDER, ORDERS, running_order_api
-from tests.streams_bed import RedisBed, WrongClock, an_append
-from tests.workers import until
 
 from coffee_rt.domain.ids import id_time_ms, parse_id
 from coffee_rt.embedded.server_process import TEST
@@ -32,6 +28,10 @@ from coffee_rt.store.pool import create_pool
 from coffee_rt.streams.contract import ENTRY_ID_ZERO
 from coffee_rt.worker.care import CareLimits, Caretaker
 from coffee_rt.worker.decoding import EntryDecoder
+from tests.integration import order_api_process
+from tests.integration.order_api_process import ORDER, ORDERS, running_order_api
+from tests.streams_bed import RedisBed, WrongClock, an_append
+from tests.workers import until
 
 pytestmark = pytest.mark.integration
 

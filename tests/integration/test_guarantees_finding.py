@@ -7,8 +7,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from tests.streams_bed import RedisBed, an_append
-from tests.workers import until
 
 from coffee_rt.query_api.finding import OrderFinder
 from coffee_rt.runtime.breaker import CircuitBreaker
@@ -18,6 +16,8 @@ from coffee_rt.store.orders import PostgresOrderWriter
 from coffee_rt.store.pool import create_pool
 from coffee_rt.store.queries import PostgresOrderReader
 from coffee_rt.worker.decoding import EntryDecoder
+from tests.streams_bed import RedisBed, an_append
+from tests.workers import until
 
 pytestmark = pytest.mark.integration
 

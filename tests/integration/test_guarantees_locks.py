@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tests.builders import an_order
-from tests.store_harness import an_entry
 
 from coffee_rt.runtime.settings import DatabaseSettings
 from coffee_rt.store.orders import PostgresOrderWriter
 from coffee_rt.store.pool import create_pool
+from tests.builders import an_order
+from tests.store_harness import an_entry
 
 pytestmark = pytest.mark.integration
 

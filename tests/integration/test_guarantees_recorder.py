@@ -19,7 +19,6 @@ from typing import Any
 import aiohttp
 import asyncpg
 import pytest
-from tests.workers import until
 
 from coffee_rt.embedded.server_process import Server, free_port
 from coffee_rt.embedded.servers import EmbeddedPostgres, EmbeddedValkey
@@ -27,6 +26,7 @@ from coffee_rt.runtime.settings import DatabaseSettings, RedisSettings
 from coffee_rt.store.keeper import PostgresKeeper
 from coffee_rt.store.pool import create_pool
 from coffee_rt.streams.redis_log import RedisLog
+from tests.workers import until
 
 pytestmark = pytest.mark.integration
 

@@ -14,6 +14,9 @@ import jsonschema
 import pytest
 import pytest_asyncio
 import zstandard
+
+from coffee_rt.domain.ids import IdMinter, format_id, id_shard, parse_id
+from coffee_rt.streams.contract import Position
 from tests.integration.order_api_process import (
     BATCH,
     JSON,
@@ -24,9 +27,6 @@ from tests.integration.order_api_process import (
     RunningOrderApi,
     running_order_api,
 )
-
-from coffee_rt.domain.ids import IdMinter, format_id, id_shard, parse_id
-from coffee_rt.streams.contract import Position
 
 pytestmark = pytest.mark.integration
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+
 from tests.integration.order_api_process import BATCH, ORDERS, running_order_api
 
 pytestmark = pytest.mark.integration

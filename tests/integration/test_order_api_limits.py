@@ -10,14 +10,6 @@ from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
-from tests.integration.order_api_process import (
-    BATCH,
-    ORDER,
-    ORDERS,
-    Reply,
-    RunningOrderApi,
-    running_order_api,
-)
 
 from coffee_rt.channels.messages import Beacon, LaneState, Stored, StoredEntry, ViewChange, encode
 from coffee_rt.channels.redis import RedisChannels
@@ -28,6 +20,14 @@ from coffee_rt.store.contract import ApiKey
 from coffee_rt.store.keys import PostgresApiKeys
 from coffee_rt.store.pool import create_pool
 from coffee_rt.streams.contract import Position
+from tests.integration.order_api_process import (
+    BATCH,
+    ORDER,
+    ORDERS,
+    Reply,
+    RunningOrderApi,
+    running_order_api,
+)
 
 pytestmark = pytest.mark.integration
 

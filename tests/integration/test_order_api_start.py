@@ -8,7 +8,6 @@ from pathlib import Path
 import asyncpg
 import pytest
 import redis.asyncio
-from tests.integration.order_api_process import running_order_api
 
 from coffee_rt.embedded.server_process import TEST
 from coffee_rt.embedded.servers import EmbeddedValkey
@@ -22,6 +21,7 @@ from coffee_rt.runtime.settings import DatabaseSettings, RedisSettings, Settings
 from coffee_rt.store.faults import map_error
 from coffee_rt.store.migrations import migrate
 from coffee_rt.streams.redis_log import RedisLog
+from tests.integration.order_api_process import running_order_api
 
 pytestmark = pytest.mark.integration
 

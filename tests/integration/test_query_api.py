@@ -11,15 +11,13 @@ from typing import Any
 
 import aiohttp
 import pytest
-from tests.builders import an_order
-from tests.view_writing import a_pool
 
 from coffee_rt.domain.ids import IdMinter, format_id
 from coffee_rt.domain.keys import mint_key
 from coffee_rt.domain.orders import Order
 from coffee_rt.domain.wire import encode_record
 from coffee_rt.query_api.settings import QueryApiSettings
-from coffee_rt.query_api.wiring import STORE_GROUP, wired
+from coffee_rt.query_api.wiring import wired
 from coffee_rt.runtime.lifecycle import Lifecycle, serve_http
 from coffee_rt.runtime.settings import DatabaseSettings, RedisSettings
 from coffee_rt.store.contract import ApiKey, DeadRecord, EntryWrite
@@ -30,8 +28,10 @@ from coffee_rt.store.orders import PostgresOrderWriter
 from coffee_rt.store.pool import Pool
 from coffee_rt.store.view_catalogue import PostgresViewCatalogue
 from coffee_rt.store.view_fold import PostgresViewFolder
-from coffee_rt.streams.contract import Append, EntryId, Position
+from coffee_rt.streams.contract import STORE_GROUP, Append, EntryId, Position
 from coffee_rt.streams.redis_log import RedisLog
+from tests.builders import an_order
+from tests.view_writing import a_pool
 
 pytestmark = pytest.mark.integration
 

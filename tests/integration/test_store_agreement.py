@@ -6,11 +6,11 @@ import random
 
 import msgspec
 import pytest
-from tests.builders import a_view, an_order
-from tests.store_harness import WriteStore, a_write_store, an_entry
 
 from coffee_rt.domain.orders import Order
 from coffee_rt.store.contract import EntryWrite
+from tests.builders import a_view, an_order
+from tests.store_harness import WriteStore, a_write_store, an_entry
 
 pytestmark = pytest.mark.integration
 

@@ -10,8 +10,6 @@ from typing import Any
 
 import asyncpg
 import pytest
-from tests.builders import NOW_MS
-from tests.store_harness import WriteStore, a_write_store, an_entry, order_at
 
 from coffee_rt.errors import Bug, Retryable
 from coffee_rt.runtime.settings import DatabaseSettings
@@ -20,6 +18,8 @@ from coffee_rt.store.migrations import known_migrations, migrate, pending_migrat
 from coffee_rt.store.order_rows import id_range
 from coffee_rt.store.pool import Pool, create_pool
 from coffee_rt.store.queries import FIND, recent_query
+from tests.builders import NOW_MS
+from tests.store_harness import WriteStore, a_write_store, an_entry, order_at
 
 pytestmark = pytest.mark.integration
 DAY_MS = 86_400_000

@@ -8,8 +8,6 @@ from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
-from tests.builders import a_view, an_order
-from tests.store_harness import WriteStore, a_write_store, an_entry
 
 from coffee_rt.domain.orders import Order
 from coffee_rt.errors import Bug, Retryable
@@ -20,6 +18,8 @@ from coffee_rt.store.memory_database import MemoryDatabase
 from coffee_rt.store.orders import PostgresOrderWriter
 from coffee_rt.store.pool import Pool
 from coffee_rt.store.view_tables import CATALOGUE_LOCK
+from tests.builders import a_view, an_order
+from tests.store_harness import WriteStore, a_write_store, an_entry
 
 pytestmark = pytest.mark.integration
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
-from tests.builders import an_order
-from tests.store_harness import WriteStore, a_write_store, an_entry
 
 from coffee_rt.errors import Retryable
+from tests.builders import an_order
+from tests.store_harness import WriteStore, a_write_store, an_entry
 
 pytestmark = pytest.mark.integration
 PGBOUNCER = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.streams_bed import SHARDS, RedisBed, an_append
 
 from coffee_rt.domain.wire import decode_batch
 from coffee_rt.embedded.servers import EmbeddedValkey
@@ -17,6 +16,7 @@ from coffee_rt.errors import Retryable
 from coffee_rt.streams.contract import ENTRY_ID_ZERO
 from coffee_rt.streams.flush import ProducerLimits
 from coffee_rt.streams.producer import GroupProducer
+from tests.streams_bed import SHARDS, RedisBed, an_append
 
 pytestmark = pytest.mark.integration
 

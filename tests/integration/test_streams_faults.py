@@ -11,7 +11,6 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
-from tests.streams_bed import RedisBed, an_append
 
 from coffee_rt.embedded.server_process import TEST
 from coffee_rt.embedded.servers import EmbeddedValkey
@@ -22,6 +21,7 @@ from coffee_rt.streams.contract import Outcome
 from coffee_rt.streams.flush import ProducerLimits
 from coffee_rt.streams.redis import LinkLost, RedisConnector
 from coffee_rt.streams.redis_log import RedisLog
+from tests.streams_bed import RedisBed, an_append
 
 pytestmark = pytest.mark.integration
 

@@ -5,6 +5,15 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+
+from coffee_rt.domain.orders import Order
+from coffee_rt.domain.views import lane_of
+from coffee_rt.errors import Retryable
+from coffee_rt.store.contract import BadData, LaneKey, ViewQuery
+from coffee_rt.store.view_catalogue import PostgresViewCatalogue
+from coffee_rt.store.view_fold import PostgresViewFolder
+from coffee_rt.store.view_reads import PostgresViewReader
+from coffee_rt.store.view_tables import load_catalogue
 from tests.builders import NOW_MS, an_order
 from tests.view_writing import (
     a_live_view,
@@ -17,15 +26,6 @@ from tests.view_writing import (
     write_deltas,
     write_orders,
 )
-
-from coffee_rt.domain.orders import Order
-from coffee_rt.domain.views import lane_of
-from coffee_rt.errors import Retryable
-from coffee_rt.store.contract import BadData, LaneKey, ViewQuery
-from coffee_rt.store.view_catalogue import PostgresViewCatalogue
-from coffee_rt.store.view_fold import PostgresViewFolder
-from coffee_rt.store.view_reads import PostgresViewReader
-from coffee_rt.store.view_tables import load_catalogue
 
 pytestmark = pytest.mark.integration
 

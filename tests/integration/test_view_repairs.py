@@ -5,19 +5,6 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tests.builders import NOW_MS, a_view, an_order
-from tests.view_writing import (
-    a_live_view,
-    a_pool,
-    commit_orders,
-    ensure_partition,
-    expected_rows,
-    fold_all,
-    live_view,
-    some_orders,
-    stored_rows,
-    write_orders,
-)
 
 from coffee_rt.domain.orders import Order
 from coffee_rt.domain.views import Bucket, ViewDefinition
@@ -34,6 +21,19 @@ from coffee_rt.store.view_tables import (
     encode_definition,
     load_catalogue,
     read_generation,
+)
+from tests.builders import NOW_MS, a_view, an_order
+from tests.view_writing import (
+    a_live_view,
+    a_pool,
+    commit_orders,
+    ensure_partition,
+    expected_rows,
+    fold_all,
+    live_view,
+    some_orders,
+    stored_rows,
+    write_orders,
 )
 
 pytestmark = pytest.mark.integration

@@ -16,7 +16,6 @@ import aiohttp
 import asyncpg
 import pytest
 import redis.asyncio as redis
-from tests.workers import entry_fields, now_order, raw_fields, until
 
 from coffee_rt.domain.orders import Order
 from coffee_rt.domain.wire import encode_record
@@ -33,6 +32,7 @@ from coffee_rt.streams.redis_log import RedisLog
 from coffee_rt.worker.pipeline import Worker
 from coffee_rt.worker.settings import WorkerSettings
 from coffee_rt.worker.wiring import build_worker
+from tests.workers import entry_fields, now_order, raw_fields, until
 
 pytestmark = pytest.mark.integration
 

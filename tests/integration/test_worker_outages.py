@@ -9,14 +9,14 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tests.integration.test_worker import SHARDS, Bed, orders
-from tests.workers import until
 
 from coffee_rt.domain.orders import Order
 from coffee_rt.embedded.server_process import LAPTOP, Server
 from coffee_rt.embedded.servers import EmbeddedPostgres, EmbeddedValkey
 from coffee_rt.errors import CoffeeRtError
 from coffee_rt.store.migrations import migrate
+from tests.integration.test_worker import SHARDS, Bed, orders
+from tests.workers import until
 
 pytestmark = pytest.mark.integration
 

@@ -18,7 +18,7 @@ def test_defaults_of_the_settings_are_those_of_the_core() -> None:
 
 def test_every_setting_reaches_the_core() -> None:
     own = [s for s in describe(WorkerSettings) if s.name.startswith("COFFEE_RT_WORKER_")]
-    numbers = {s.name: s for s in own if s.name != "COFFEE_RT_WORKER_GROUP"}
+    numbers = {s.name: s for s in own}
     default = limits_of(load(WorkerSettings, {}))
     for name, setting in numbers.items():
         changed = load(WorkerSettings, {name: str(type_of(setting.default) + 1)})

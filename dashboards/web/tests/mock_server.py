@@ -240,7 +240,9 @@ async def start(app: web.Application) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, default=8090)
-    parser.add_argument("--rate", type=float, default=1.0, help="orders a second at the busiest hour")
+    parser.add_argument(
+        "--rate", type=float, default=1.0, help="orders a second at the busiest hour"
+    )
     parser.add_argument("--empty", action="store_true", help="no history and no sales")
     parser.add_argument("--token", default="", help="ask for this key")
     options = parser.parse_args()
