@@ -16,7 +16,6 @@ from coffee_rt.runtime.health import Health
 from coffee_rt.streams.admission import Admission
 from coffee_rt.streams.contract import OrderProducer
 
-WORKERS_GROUP = "workers"
 WATCH_SECONDS = 1.0
 FAILURES_UNTIL_NOT_READY = 3
 """One lost answer is no outage; three seconds of them are."""

@@ -19,7 +19,6 @@ from coffee_rt.errors import CoffeeRtError, Rejected, Retryable
 from coffee_rt.order_api.acks import Acks
 from coffee_rt.order_api.app import build_app
 from coffee_rt.order_api.background import (
-    WORKERS_GROUP,
     IntakeWatch,
     KeyRefresher,
     settle_rates,
@@ -39,7 +38,7 @@ from coffee_rt.runtime.settings import SettingsError
 from coffee_rt.store.keys import PostgresApiKeys
 from coffee_rt.store.pool import create_pool
 from coffee_rt.streams.admission import Admission, AdmissionLimits
-from coffee_rt.streams.contract import LogKeeper, OrderProducer, Position
+from coffee_rt.streams.contract import STORE_GROUP, LogKeeper, OrderProducer, Position
 from coffee_rt.streams.flush import ProducerLimits
 from coffee_rt.streams.producer import GroupProducer
 from coffee_rt.streams.redis_log import RedisLog
@@ -139,13 +138,13 @@ async def open_order_api(
     counts = SharedCounts(settings.redis.url, settings.namespace)
 
     async def is_settled(position: Position) -> bool:
-        return await keeper.is_settled(WORKERS_GROUP, position)
+        return await keeper.is_settled(STORE_GROUP, position)
 
     try:
         if not await _greet_log(producer, lifecycle):
             lifecycle.spawn(_keep_greeting(producer, lifecycle), "greet-log")
         acks = Acks(channels, is_settled, clock, waits_max=settings.ack_waits_max)
-        admission = Admission(keeper, WORKERS_GROUP, admission_limits(settings))
+        admission = Admission(keeper, STORE_GROUP, admission_limits(settings))
         watch = IntakeWatch(
             admission, producer, lifecycle.health, settings.clock_offset_seconds_max
         )

@@ -26,11 +26,9 @@ from coffee_rt.store.pool import Pool, create_pool
 from coffee_rt.store.queries import PostgresOrderReader, replay_seconds
 from coffee_rt.store.view_catalogue import PostgresViewCatalogue
 from coffee_rt.store.view_reads import PostgresViewReader
+from coffee_rt.streams.contract import STORE_GROUP
 from coffee_rt.streams.keeper import RedisKeeper
 from coffee_rt.streams.redis_log import RedisLog
-
-STORE_GROUP = "workers"
-"""The consumer group whose backlog is the distance between the log and PostgreSQL."""
 
 
 @asynccontextmanager

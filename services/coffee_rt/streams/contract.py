@@ -16,6 +16,9 @@ import msgspec
 
 from coffee_rt.errors import Rejected
 
+STORE_GROUP = "workers"
+"""The consumer group whose acknowledgement means stored in PostgreSQL."""
+
 
 class EntryId(NamedTuple):
     """Id of a stream entry: Redis milliseconds and a sequence within them. Orders as Redis orders."""

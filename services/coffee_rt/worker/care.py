@@ -15,7 +15,7 @@ from coffee_rt.runtime.breaker import CircuitBreaker
 from coffee_rt.runtime.clock import Clock
 from coffee_rt.runtime.logs import Log
 from coffee_rt.store.contract import StoreKeeper
-from coffee_rt.streams.contract import EntryId, LogKeeper
+from coffee_rt.streams.contract import STORE_GROUP, EntryId, LogKeeper
 from coffee_rt.worker import metrics
 
 HOUR_SECONDS = 3600.0
@@ -27,7 +27,7 @@ CONSUMER_IDLE_SECONDS_MIN = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class CareLimits:
-    group: str = "workers"
+    group: str = STORE_GROUP
     instance: str = "worker"
     care_seconds: float = 10.0
     partition_days_ahead: int = 7

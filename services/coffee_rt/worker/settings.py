@@ -28,11 +28,6 @@ class WorkerSettings(ProcessSettings):
     grace_seconds: float = shared(
         60.0, gt=0, help="Seconds to drain after SIGTERM; then the process ends with exit code 1."
     )
-    group: str = own(
-        "workers",
-        pattern=r"^[a-zA-Z0-9._-]{1,64}$",
-        help="Consumer group whose acknowledgement means stored. Another group stores everything again.",
-    )
     linger_ms: int = own(
         20,
         ge=0,

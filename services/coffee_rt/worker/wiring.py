@@ -15,6 +15,7 @@ from coffee_rt.store.keeper import PostgresKeeper
 from coffee_rt.store.migrations import pending_migrations
 from coffee_rt.store.orders import PostgresOrderWriter
 from coffee_rt.store.pool import create_pool
+from coffee_rt.streams.contract import STORE_GROUP
 from coffee_rt.streams.redis_log import RedisLog
 from coffee_rt.worker.care import CareLimits
 from coffee_rt.worker.parts import WorkerLimits, WorkerParts
@@ -63,7 +64,6 @@ def limits_of(settings: WorkerSettings) -> WorkerLimits:
             backoff_seconds_max=settings.backoff_seconds_max,
         ),
         care=CareLimits(
-            group=settings.group,
             instance=settings.instance,
             care_seconds=settings.care_seconds,
             partition_days_ahead=settings.partition_days_ahead,
@@ -99,7 +99,7 @@ async def build_worker(settings: WorkerSettings, lifecycle: Lifecycle) -> AsyncI
         await log_keeper.start()
 
     parts = WorkerParts(
-        reader=log.reader(settings.group, settings.instance),
+        reader=log.reader(STORE_GROUP, settings.instance),
         log_keeper=log_keeper,
         writer=PostgresOrderWriter(pool),
         store_keeper=PostgresKeeper(pool),
