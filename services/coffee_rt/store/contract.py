@@ -19,6 +19,9 @@ from coffee_rt.errors import Retryable
 # The store must not import streams: entry ids travel as (milliseconds, sequence).
 EntryKey = tuple[int, int]
 
+FEATURE_LEVEL = 1
+"""What this release can maintain. A view that names a higher level needs a newer worker."""
+
 
 @dataclass(frozen=True, slots=True)
 class DeadRecord:

@@ -17,12 +17,11 @@ import asyncpg
 from coffee_rt.domain.views import ViewDefinition
 from coffee_rt.errors import Rejected, Retryable
 from coffee_rt.runtime.clock import Clock, SystemClock
-from coffee_rt.store.contract import ViewState
+from coffee_rt.store.contract import FEATURE_LEVEL, ViewState
 from coffee_rt.store.pool import Pool
 from coffee_rt.store.view_schema import create_view, drop_view
 from coffee_rt.store.view_tables import (
     CATALOGUE_LOCK,
-    FEATURE_LEVEL,
     decode_definition,
     encode_definition,
     feature_level_of,

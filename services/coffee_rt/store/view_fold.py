@@ -15,11 +15,10 @@ from typing import Any
 import asyncpg
 
 from coffee_rt.errors import Retryable
-from coffee_rt.store.contract import Fold, LaneKey, LaneVersion, LaneWork
+from coffee_rt.store.contract import FEATURE_LEVEL, Fold, LaneKey, LaneVersion, LaneWork
 from coffee_rt.store.pool import Pool
 from coffee_rt.store.view_schema import row_columns
 from coffee_rt.store.view_tables import (
-    FEATURE_LEVEL,
     Catalogue,
     LiveView,
     deltas_table_of,

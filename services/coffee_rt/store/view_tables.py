@@ -15,12 +15,10 @@ import msgspec
 
 from coffee_rt.domain.views import Aggregate, Delta, Group, ViewDefinition, lane_of, parse_view
 from coffee_rt.store import copy
+from coffee_rt.store.contract import FEATURE_LEVEL
 
 CATALOGUE_LOCK = 0x636F6666_00000001
 """Advisory key: shared by every commit, exclusive for a change of the set of views."""
-
-FEATURE_LEVEL = 1
-"""What this release can maintain. A view that names a higher level needs a newer worker."""
 
 
 @dataclass(frozen=True, slots=True)

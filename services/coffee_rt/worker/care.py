@@ -14,13 +14,11 @@ from coffee_rt.errors import Retryable
 from coffee_rt.runtime.breaker import CircuitBreaker
 from coffee_rt.runtime.clock import Clock
 from coffee_rt.runtime.logs import Log
-from coffee_rt.store.contract import StoreKeeper
+from coffee_rt.store.contract import FEATURE_LEVEL, StoreKeeper
 from coffee_rt.streams.contract import STORE_GROUP, EntryId, LogKeeper
 from coffee_rt.worker import metrics
 
 HOUR_SECONDS = 3600.0
-FEATURE_LEVEL = 1
-"""What this release's workers can maintain; views that need more wait for newer ones."""
 CONSUMER_IDLE_SECONDS_MIN = 3600.0
 """Consumers of workers gone for so long are forgotten, once nothing is pending for them."""
 
