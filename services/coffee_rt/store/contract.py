@@ -399,5 +399,9 @@ class StoreKeeper(Protocol):
 
     async def heartbeat(self, process: str, instance: str, feature_level: int) -> None: ...
 
+    async def timeline(self) -> str:
+        """The primary's system identifier and timeline: another one after a promotion or a restore, which may
+        lack commits that were confirmed before. Raises Retryable where a standby answers."""
+
     async def ensure_shards(self, shards: int) -> None:
         """Store the number of shards at install; raises Rejected when another number is stored."""

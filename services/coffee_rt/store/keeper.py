@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from coffee_rt.errors import Rejected
+from coffee_rt.errors import Rejected, Retryable
 from coffee_rt.store import ledger, partitions
 from coffee_rt.store.contract import EntryKey, PartitionState
 from coffee_rt.store.pool import Pool
@@ -51,6 +51,16 @@ class PostgresKeeper:
             instance,
             feature_level,
         )
+
+    async def timeline(self) -> str:
+        """See StoreKeeper."""
+        # Purpose: what the epochs of the views end with. A standby would tell of a timeline it will leave.
+        suffix = await self._pool.fetchval(
+            "SELECT view_epoch_suffix() WHERE NOT pg_is_in_recovery()"
+        )
+        if suffix is None:
+            raise Retryable("the database is a standby: its timeline is not the primary's")
+        return str(suffix).lstrip(".")
 
     async def ensure_shards(self, shards: int) -> None:
         """See StoreKeeper."""

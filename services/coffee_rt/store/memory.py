@@ -306,6 +306,10 @@ class MemoryKeeper:
         """See StoreKeeper."""
         self._database.heartbeats[process, instance] = feature_level
 
+    async def timeline(self) -> str:
+        """See StoreKeeper."""
+        return self._database.timeline
+
     async def ensure_shards(self, shards: int) -> None:
         """See StoreKeeper."""
         if self._database.shards is None:

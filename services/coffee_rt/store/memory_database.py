@@ -101,6 +101,8 @@ class MemoryDatabase:
     api_keys: dict[str, ApiKey] = field(default_factory=dict)
     heartbeats: dict[tuple[str, str], int] = field(default_factory=dict)
     shards: int | None = None
+    timeline: str = "1.1"
+    """Changed by a test that plays a promotion."""
     catalogue: Catalogue = field(default_factory=lambda: Catalogue(0, ()))
     """The views every commit feeds; changed only together with `views`."""
     views: dict[str, MemoryView] = field(default_factory=dict)

@@ -233,6 +233,11 @@ class LogKeeper(Protocol):
         """Remove entries acknowledged by every group at least `keep_seconds` ago; how many were removed.
         One atomic call: an entry delivered meanwhile is never removed."""
 
+    async def follow_timeline(self, group: str, timeline: str, keep_seconds: float) -> list[int]:
+        """Tell the log which timeline of its store a group commits to. Shards where that is another than last
+        told are set back, and returned: what was acknowledged since `keep_seconds` before the old one was
+        last told is delivered again. A shard that was never told only remembers."""
+
     async def find_order(self, order_id: bytes) -> tuple[Position, bytes] | None:
         """Position and record bytes of an order that is still in the log. Whoever asks has no say in the
         time: a machine whose clock is behind would deny what was just accepted."""

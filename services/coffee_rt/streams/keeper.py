@@ -27,7 +27,7 @@ from coffee_rt.streams.entries import fields_of
 from coffee_rt.streams.flush import position_of_value
 from coffee_rt.streams.reader import create_group
 from coffee_rt.streams.redis import Argument, Connector, Link, ReplyError
-from coffee_rt.streams.scripts import BACKLOG, LEAVE, SETTLED, TRIM, Script
+from coffee_rt.streams.scripts import BACKLOG, FOLLOW, LEAVE, SETTLED, TRIM, Script
 from coffee_rt.streams.shards import LogKeys
 
 TRIM_ENTRIES_MAX = 10_000
@@ -132,6 +132,16 @@ class RedisKeeper:
                 for shard in range(self.shards)
             ]
         )
+
+    async def follow_timeline(self, group: str, timeline: str, keep_seconds: float) -> list[int]:
+        arguments: list[Argument] = [group, timeline, int(keep_seconds * 1000)]
+        names = self._keys
+        keys = list(zip(names.streams, names.marks, names.timelines, strict=True))
+        return [
+            shard
+            for shard in range(self.shards)
+            if await self._run(shard, FOLLOW, keys[shard], arguments)
+        ]
 
     async def is_settled(self, group: str, position: Position) -> bool:
         ms, seq = position.entry_id

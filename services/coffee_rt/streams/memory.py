@@ -57,6 +57,8 @@ class Shard:
     """Key -> value, expiry in ms."""
     groups: dict[str, Group] = field(default_factory=dict)
     marks: list[tuple[int, EntryId]] = field(default_factory=list)
+    timelines: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """Group -> when its store's timeline was last told (ms), and the timeline."""
     size: int = 0
     """Bytes of all entries."""
 

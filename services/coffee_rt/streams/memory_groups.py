@@ -227,6 +227,16 @@ class MemoryKeeper:
             if group in state.groups
         )
 
+    async def follow_timeline(self, group: str, timeline: str, keep_seconds: float) -> list[int]:
+        set_back = []
+        for shard, state in enumerate(self._log.shards):
+            await self._log.faults("timeline.send", shard)
+            seen_ms, known = state.timelines.get(group, (0, timeline))
+            if known != timeline and _set_back(state, group, seen_ms - keep_seconds * 1000):
+                set_back.append(shard)
+            state.timelines[group] = self._log.now_ms(), timeline
+        return set_back
+
     async def is_settled(self, group: str, position: Position) -> bool:
         shard = self._log.shards[position.shard]
         found = shard.groups.get(group)
@@ -272,6 +282,19 @@ class MemoryKeeper:
         return ShardState(
             shard.counter, self._log.now_ms(), len(shard.ids), first, shard.last, groups
         )
+
+
+def _set_back(shard: Shard, name: str, cut_ms: float) -> bool:
+    """See follow.lua."""
+    group = shard.groups.get(name)
+    old = [mark for at, mark in shard.marks if at <= cut_ms]
+    first = shard.first_from(old[-1] if old else ENTRY_ID_ZERO)
+    if group is None or first is None:
+        return False
+    below = EntryId(first.ms, first.seq - 1) if first.seq else EntryId(first.ms - 1, 0)
+    is_back = below < group.delivered
+    group.delivered = min(below, group.delivered)
+    return is_back
 
 
 def _bound(group: Group) -> EntryId:

@@ -35,7 +35,9 @@ def tag(shard: int, shards: int) -> str:
 class LogKeys:
     """The names of one log's keys. Immutable."""
 
-    __slots__ = ("client_ids", "counters", "keys", "marks", "namespace", "shards", "streams")
+    __slots__ = (
+        "client_ids", "counters", "keys", "marks", "namespace", "shards", "streams", "timelines"
+    )  # fmt: skip
 
     def __init__(self, namespace: str, shards: int) -> None:
         if not 0 < shards <= SHARDS_MAX:
@@ -48,6 +50,7 @@ class LogKeys:
         self.streams = [f"{namespace}:orders:{{{t}}}".encode() for t in tags]
         self.counters = [f"{namespace}:count:{{{t}}}".encode() for t in tags]
         self.marks = [f"{namespace}:trim:{{{t}}}".encode() for t in tags]
+        self.timelines = [f"{namespace}:timeline:{{{t}}}".encode() for t in tags]
         self.keys = [f"{namespace}:key:{{{t}}}:".encode() for t in tags]
         """Prefixes: the hex of the key's hash follows."""
         self.client_ids = [f"{namespace}:oid:{{{t}}}:".encode() for t in tags]

@@ -58,6 +58,7 @@ class Caretaker:
         self._log = log
         self._limits = limits
         self._uniform = uniform
+        self._is_timeline_told = True
 
     async def prepare_store(self) -> None:
         """What must hold before the first commit. Raises Retryable, or Rejected for another shard count."""
@@ -69,11 +70,13 @@ class Caretaker:
     async def prepare_log(self) -> None:
         async with self._log_breaker:
             await self._log_keeper.ensure_group(self._limits.group)
+        await self.follow_timeline()
 
     async def run_often(self) -> None:
-        """Every `care_seconds`, for ever: heartbeat, trim, backlog and conservation."""
+        """Every `care_seconds`, for ever: heartbeat, timeline, trim, backlog and conservation."""
         chores = {
             "heartbeat": self.heartbeat,
+            "timeline": self.follow_timeline,
             "conservation": self.check_conservation,
             "trim": self.trim,
         }
@@ -106,6 +109,26 @@ class Caretaker:
         async with self._store_breaker:
             await self._store_keeper.heartbeat("worker", self._limits.instance, FEATURE_LEVEL)
 
+    async def follow_timeline(self) -> None:
+        """Have a promoted or restored PostgreSQL told again what it may have lost."""
+        self._is_timeline_told = False
+        async with self._store_breaker:
+            timeline = await self._store_keeper.timeline()
+        async with self._log_breaker:
+            shards = await self._log_keeper.follow_timeline(
+                self._limits.group, timeline, self._limits.trim_keep_seconds
+            )
+        self._is_timeline_told = True
+        for shard in shards:
+            metrics.GROUPS_SET_BACK.labels(str(shard)).inc()
+        if shards:
+            self._log.warning(
+                "PostgreSQL was promoted or restored: the log is read again",
+                timeline=timeline,
+                shards=shards,
+                seconds=self._limits.trim_keep_seconds,
+            )
+
     async def ensure_partitions(self) -> None:
         now_ms = int(self._clock.now() * 1000)
         async with self._store_breaker:
@@ -127,6 +150,9 @@ class Caretaker:
         async with self._log_breaker:
             used, maximum = await self._log_keeper.memory()
         is_full = maximum and used * 100 > maximum * self._limits.trim_memory_percent_max
+        if not is_full and not self._is_timeline_told:
+            # While PostgreSQL is away its last commits grow old in the log: a standby may yet need them.
+            return
         keep_seconds = 0.0 if is_full else self._limits.trim_keep_seconds
         for shard in range(self._log_keeper.shards):
             async with self._log_breaker:

@@ -76,6 +76,12 @@ CARE_FAILURES = metrics.counter(
     "Chores that failed and are tried again at their next turn, by chore.",
     ("chore",),
 )
+GROUPS_SET_BACK = metrics.counter(
+    "coffee_rt_worker_groups_set_back_total",
+    "Shards set back because PostgreSQL was promoted or restored; the ledger absorbs what is stored. Rising "
+    "for ever: two primaries answer in turns, or a name leads to both.",
+    ("shard",),
+)
 LEDGER_COMPACTED = metrics.counter(
     "coffee_rt_worker_ledger_compacted_entries_total",
     "Ledger rows moved into their shard's sum because their entries left the log.",
