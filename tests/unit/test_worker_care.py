@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+import pytest
 
 from coffee_rt.errors import Retryable
 from coffee_rt.runtime.breaker import CircuitBreaker
@@ -77,6 +78,22 @@ class World:
         again = await self.reader.read(0, 100, 0)
         await self.reader.acknowledge(0, again)
         return len(again)
+
+
+@pytest.mark.parametrize("uniform", [min, max])
+async def test_hourly_chores_come_within_a_minute_of_the_start_and_then_every_hour(
+    uniform: Callable[[float, float], float],
+) -> None:
+    world = World(uniform)
+    assert not await world.store.partitions()
+    async with world.running(world.care.run_hourly()):
+        await world.clock.advance(61)
+        assert await world.store.partitions()
+        world.database.partitions.clear()
+        await world.clock.advance(0.7 * 3600)
+        assert not await world.store.partitions()
+        await world.clock.advance(0.6 * 3600)
+        assert await world.store.partitions()
 
 
 async def test_a_promoted_postgresql_is_told_again_what_it_may_have_lost() -> None:

@@ -19,6 +19,9 @@ from coffee_rt.streams.contract import STORE_GROUP, EntryId, LogKeeper
 from coffee_rt.worker import metrics
 
 HOUR_SECONDS = 3600.0
+FIRST_HOURLY_SECONDS_MAX = 60.0
+"""The hourly chores begin within it: a worker that never lives for an hour must do them too. Spread, because
+all workers of a roll-out start together."""
 CONSUMER_IDLE_SECONDS_MIN = 3600.0
 """Consumers of workers gone for so long are forgotten, once nothing is pending for them."""
 
@@ -80,30 +83,36 @@ class Caretaker:
             "conservation": self.check_conservation,
             "trim": self.trim,
         }
-        await self._repeat(self._limits.care_seconds, chores)
+        seconds = self._limits.care_seconds
+        await self._repeat(self._uniform(0.8, 1.2) * seconds, seconds, chores)
 
     async def run_hourly(self) -> None:
-        """Partitions, retention, compaction, forgotten consumers."""
+        """Soon after the start, then every hour: partitions, retention, compaction, forgotten consumers."""
         chores = {
             "partitions": self.ensure_partitions,
             "retention": self.apply_retention,
             "compaction": self.compact,
             "groups": self.check_groups,
         }
-        await self._repeat(HOUR_SECONDS, chores)
+        first_seconds = self._uniform(0.0, FIRST_HOURLY_SECONDS_MAX)
+        await self._repeat(first_seconds, HOUR_SECONDS, chores)
 
     async def _repeat(
-        self, seconds: float, chores: Mapping[str, Callable[[], Awaitable[None]]]
+        self,
+        first_seconds: float,
+        seconds: float,
+        chores: Mapping[str, Callable[[], Awaitable[None]]],
     ) -> None:
+        await self._clock.sleep(first_seconds)
         while True:
-            # Not all workers in the same moment.
-            await self._clock.sleep(self._uniform(0.8, 1.2) * seconds)
             for name, chore in chores.items():
                 try:
                     await chore()
                 except Retryable as error:
                     metrics.CARE_FAILURES.labels(name).inc()
                     self._log.warning("chore failed", chore=name, error=str(error))
+            # Not all workers in the same moment.
+            await self._clock.sleep(self._uniform(0.8, 1.2) * seconds)
 
     async def heartbeat(self) -> None:
         async with self._store_breaker:
