@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coffee_rt.domain.ids import IdMinter, format_id
-from coffee_rt.domain.intake import Catalogue, Intake, decode_order
+from coffee_rt.domain.intake import Catalogue, Intake, decode_order, decode_orders
 from coffee_rt.domain.orders import Order, check_stored_order
 from coffee_rt.errors import Rejected
 
@@ -188,6 +188,46 @@ def test_every_repeated_key_is_found_and_no_other_refused(
         again = msgspec.json.encode({repeated: fields[repeated]})
         with pytest.raises(Rejected, match="duplicate-key"):
             decode_order(plain[:-1] + b"," + again[1:])
+
+
+_LINES = [
+    body(),
+    body(price=4, quantity=2, ordered_at=NOW_TEXT),
+    body(note="n", customer_id="c", timestamp=NOW_TEXT, order_id=format_id(ID)),
+    body(attributes={"a": [{}]}),
+    body(attributes={"price": "1"}),
+    body(note=None),
+    body(note="back\\slash"),
+    body() + b"\r",
+    b" " + body() + b" ",
+    body()[:-1] + b',"price":"4.50"}',
+    body()[:-1] + b',"quantity":1,"quantity":1}',
+    body() + body(),
+    body() + b" " + body(),
+    b'{"store":"uptown","drink":"latte",',
+    b'"price":"4.50"}',
+    b'{"store":"uptown","drink":"latte","price":1,"attributes":{"a":[{}',
+    b"{}]}}",
+    b"{}",
+    b"0",
+]
+
+
+@given(st.lists(st.sampled_from(_LINES), min_size=1, max_size=6))
+def test_many_lines_at_once_are_taken_only_as_each_would_be_alone(lines: list[bytes]) -> None:
+    decoded = decode_orders(lines)
+    if decoded is not None:
+        alone = [decode_order(line) for line in lines]
+        assert [msgspec.structs.asdict(order) for order in decoded] == [
+            msgspec.structs.asdict(order) for order in alone
+        ]
+
+
+@given(st.lists(st.sampled_from(_LINES[:3]), min_size=1), st.sampled_from([b"", b"\r"]))
+def test_ordinary_lines_need_no_second_look(lines: list[bytes], end: bytes) -> None:
+    decoded = decode_orders([line + end for line in lines])
+    assert decoded is not None
+    assert len(decoded) == len(lines)
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,8 @@ def test_endless_empty_members_are_refused(encoding: bytes) -> None:
 def test_records_found_dead_while_waiting_are_said_to_be_in_their_place() -> None:
     ids = IdMinter().mint_many(1_763_000_000_000, 0, 2)
     results = [
-        f'{{"index":{at},"status":202,"order_id":"{format_id(id_)}"}}' for at, id_ in enumerate(ids)
+        f'{{"index":{at},"status":202,"order_id":"{format_id(id_)}"}}'.encode()
+        for at, id_ in enumerate(ids)
     ]
     batch = BatchResult([*results])
     batch.mark_dead([ids[1]])

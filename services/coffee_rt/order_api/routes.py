@@ -168,11 +168,11 @@ def _batch_answer(result: BatchResult, label: str, is_minimal: bool) -> Answer:
         f'{{"accepted":{result.accepted},"rejected":{result.rejected},"failed":{result.failed},'
         f'"duplicates":{result.duplicates},"ack":"{label}","results":['
     )
-    return Answer(202, (head + ",".join(results) + "]}").encode(), headers)
+    return Answer(202, b"%b%b]}" % (head.encode(), b",".join(results)), headers)
 
 
-def _is_accepted(result: str) -> bool:
-    return '"status":202' in result[:40] and not result.endswith('"ack":"dead-letter"}')
+def _is_accepted(result: bytes) -> bool:
+    return b'"status":202' in result[:40] and not result.endswith(b'"ack":"dead-letter"}')
 
 
 def _prefers(head: Head, what: str) -> bool:

@@ -8,6 +8,7 @@ group has acknowledged it. `redis.py` and `memory.py` implement this; one test s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple, Protocol
@@ -122,6 +123,12 @@ class OrderProducer(Protocol):
 
     async def append_many(self, shard: int, appends: list[Append]) -> list[Appended]:
         """As `append`, for records of one request; they share entries as far as the limits allow."""
+
+    async def append_plain(
+        self, shard: int, records: Sequence[bytes], trace: str = ""
+    ) -> list[Position]:
+        """As `append_many`, for records with neither key nor client id: all are new, so their positions
+        are the whole answer."""
 
     async def close(self) -> None:
         """Waits for flushes under way, refuses new ones."""

@@ -58,8 +58,20 @@ class Item:
     """What one caller appends in one piece: stays together, answered at once."""
 
     appends: Sequence[Append]
+    count: int
     records_bytes: int
     keyed: int
+
+
+@dataclass(slots=True)
+class PlainItem:
+    """As Item, of records that are new in any case: one position answers all of them."""
+
+    records: Sequence[bytes]
+    count: int
+    records_bytes: int
+    trace: str = ""
+    keyed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +82,7 @@ class Flush:
     batch_id: bytes
     highest: int
     """Highest counter this producer has been answered: below it, the log has lost entries."""
-    items: Sequence[Item]
+    items: Sequence[Item | PlainItem]
     unkeyed: Sequence[bytes]
     keyed: Sequence[Append]
     trace: str
@@ -129,13 +141,21 @@ def position_of_value(shard: int, value: bytes) -> Position:
 
 
 def plan_flush(
-    shard: int, items: Sequence[Item], batch_id: bytes, highest: int, keyed_total: int
+    shard: int,
+    items: Sequence[Item | PlainItem],
+    batch_id: bytes,
+    highest: int,
+    keyed_total: int,
 ) -> Flush:
     """Sort the records into those joined blindly and those the log looks up first."""
     unkeyed: list[bytes] = []
     keyed: list[Append] = []
     trace = ""
     for item in items:
+        if isinstance(item, PlainItem):
+            unkeyed += item.records
+            trace = trace or item.trace
+            continue
         appends = item.appends
         trace = trace or appends[0].trace
         if not item.keyed:
@@ -149,11 +169,14 @@ def plan_flush(
     return Flush(shard, batch_id, highest, items, unkeyed, keyed, trace)
 
 
-def resolve_flush(flush: Flush, reply: FlushReply) -> Iterator[list[Appended]]:
-    """The answers for each item of the flush, in order."""
+def resolve_flush(flush: Flush, reply: FlushReply) -> Iterator[list[Appended] | Position]:
+    """The answer of each item of the flush, in order: of a plain one its position."""
     position = Position(flush.shard, reply.entry_id or EntryId(0, 0), flush.batch_id)
     hits = iter(reply.hits)
     for item in flush.items:
+        if isinstance(item, PlainItem):
+            yield position
+            continue
         if not item.keyed:
             yield [Appended(Outcome.NEW, append.order_id, position) for append in item.appends]
             continue
@@ -190,10 +213,22 @@ def split_items(appends: Sequence[Append], limits: ProducerLimits) -> list[Item]
             or keyed >= limits.keyed_records_max
         )
         if is_full and index > start:
-            items.append(Item(appends[start:index], size, keyed))
+            items.append(Item(appends[start:index], index - start, size, keyed))
             start, size, keyed = index, 0, 0
         size += record_bytes
         if append.key_hash is not None or append.is_client_id:
             keyed += 1
-    items.append(Item(appends[start:], size, keyed))
+    items.append(Item(appends[start:], len(appends) - start, size, keyed))
     return items
+
+
+def split_records(records: Sequence[bytes], trace: str, limits: ProducerLimits) -> list[PlainItem]:
+    """As split_items, of plain records; by halves, because hardly any request has to be split."""
+    count, size = len(records), sum(map(len, records))
+    if (count <= limits.flush_records_max and size <= limits.flush_bytes_max) or count == 1:
+        return [PlainItem(records, count, size, trace)]
+    half = count // 2
+    return [
+        *split_records(records[:half], trace, limits),
+        *split_records(records[half:], trace, limits),
+    ]

@@ -10,24 +10,27 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
 from coffee_rt.domain.ids import IdMinter
 from coffee_rt.errors import CoffeeRtError, NotExecuted, Overload, Retryable
 from coffee_rt.runtime.clock import Clock
 from coffee_rt.streams import metrics
-from coffee_rt.streams.contract import Append, Appended
+from coffee_rt.streams.contract import Append, Appended, Position
 from coffee_rt.streams.flush import (
     Flush,
     FlushTarget,
     Item,
+    PlainItem,
     ProducerLimits,
     plan_flush,
     resolve_flush,
     split_items,
+    split_records,
 )
 from coffee_rt.streams.redis_clock import RedisClock
 
-_Waiting = tuple[Item, "asyncio.Future[list[Appended]]"]
+_Waiting = tuple[Item | PlainItem, "asyncio.Future[Any]"]
 
 
 class _Shard:
@@ -108,24 +111,27 @@ class GroupProducer:
         record_bytes = len(append.record)
         queue = self._shards[shard]
         self._check_room(queue, 1, record_bytes)
-        return (await self._put(queue, Item((append,), record_bytes, keyed)))[0]
+        answer: list[Appended] = await self._put(queue, Item((append,), 1, record_bytes, keyed))
+        return answer[0]
 
     async def append_many(self, shard: int, appends: list[Append]) -> list[Appended]:
         if not appends:
             return []
-        queue = self._shards[shard]
-        items = split_items(appends, self._limits)
-        self._check_room(queue, len(appends), sum(item.records_bytes for item in items))
-        if len(items) == 1:
-            return await self._put(queue, items[0])
-        futures = [self._put(queue, item) for item in items]
-        for future in futures:
-            future.add_done_callback(_mark_seen)
-        await asyncio.wait(futures)
-        errors = [error for future in futures if (error := future.exception()) is not None]
-        if errors:
-            raise _merge_errors(errors, is_partial=len(errors) < len(futures))
-        return [appended for future in futures for appended in future.result()]
+        answers = await self._put_all(shard, split_items(appends, self._limits))
+        return [appended for answer in answers for appended in answer]
+
+    async def append_plain(
+        self, shard: int, records: Sequence[bytes], trace: str = ""
+    ) -> list[Position]:
+        if not records:
+            return []
+        items = split_records(records, trace, self._limits)
+        answers: list[Position] = await self._put_all(shard, items)
+        return [
+            position
+            for item, answer in zip(items, answers, strict=True)
+            for position in [answer] * item.count
+        ]
 
     async def join(self) -> None:
         """Returns when closed; raises what broke a flush (a bug). The wiring watches it; cancelling the
@@ -143,10 +149,26 @@ class GroupProducer:
             if error is not None:
                 raise error
 
-    def _put(self, shard: _Shard, item: Item) -> asyncio.Future[list[Appended]]:
-        future: asyncio.Future[list[Appended]] = self._loop.create_future()
+    async def _put_all(self, shard: int, items: Sequence[Item | PlainItem]) -> list[Any]:
+        """The answer of each item. One failure fails them all, as what it means for all of them."""
+        queue = self._shards[shard]
+        records = sum(item.count for item in items)
+        self._check_room(queue, records, sum(item.records_bytes for item in items))
+        if len(items) == 1:
+            return [await self._put(queue, items[0])]
+        futures = [self._put(queue, item) for item in items]
+        for future in futures:
+            future.add_done_callback(_mark_seen)
+        await asyncio.wait(futures)
+        errors = [error for future in futures if (error := future.exception()) is not None]
+        if errors:
+            raise _merge_errors(errors, is_partial=len(errors) < len(futures))
+        return [future.result() for future in futures]
+
+    def _put(self, shard: _Shard, item: Item | PlainItem) -> asyncio.Future[Any]:
+        future: asyncio.Future[Any] = self._loop.create_future()
         shard.queue.append((item, future))
-        shard.records += len(item.appends)
+        shard.records += item.count
         shard.bytes += item.records_bytes
         wake = shard.wake
         if wake is not None:
@@ -193,11 +215,11 @@ class GroupProducer:
         limits = self._limits
         queue = shard.queue
         waiting: list[_Waiting] = []
-        items: list[Item] = []
+        items: list[Item | PlainItem] = []
         records = size = keyed = 0
         while queue:
             item, future = queue[0]
-            count = len(item.appends)
+            count = item.count
             if waiting and (
                 records + count > limits.flush_records_max
                 or size + item.records_bytes > limits.flush_bytes_max
@@ -273,7 +295,7 @@ def _merge_errors(errors: Sequence[BaseException], *, is_partial: bool) -> Coffe
     return _again(errors[0])
 
 
-def _mark_seen(future: asyncio.Future[list[Appended]]) -> None:
+def _mark_seen(future: asyncio.Future[Any]) -> None:
     """A caller that was cancelled does not come back for the failure."""
     if not future.cancelled():
         future.exception()
