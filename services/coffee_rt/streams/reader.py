@@ -15,7 +15,7 @@ from typing import Any
 from coffee_rt.errors import Retryable
 from coffee_rt.streams import metrics
 from coffee_rt.streams.contract import ENTRY_ID_ZERO, Delivery, EntryId
-from coffee_rt.streams.entries import count_gaps, delivery, fields_of
+from coffee_rt.streams.entries import count_gaps, delivery_of
 from coffee_rt.streams.redis import Argument, Connector, Link, ReplyError, pack
 from coffee_rt.streams.scripts import LEAVE
 from coffee_rt.streams.shards import LogKeys
@@ -76,8 +76,7 @@ class RedisReader:
         if reply is None:
             return []
         deliveries = [
-            delivery(shard, EntryId.parse(entry_id), fields_of(flat), 1, state.epoch)
-            for entry_id, flat in reply[0][1]
+            delivery_of(shard, entry_id, flat, 1, state.epoch) for entry_id, flat in reply[0][1]
         ]
         count_gaps(deliveries)
         return deliveries
@@ -222,13 +221,7 @@ class RedisReader:
         )
         attempts = {entry_id: count for entry_id, _, _, count in found}
         return [
-            delivery(
-                state.number,
-                EntryId.parse(entry_id),
-                fields_of(flat),
-                attempts.get(entry_id, 1),
-                state.epoch,
-            )
+            delivery_of(state.number, entry_id, flat, attempts.get(entry_id, 1), state.epoch)
             for entry_id, flat in present
         ]
 
