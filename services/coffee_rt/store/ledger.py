@@ -23,8 +23,8 @@ from coffee_rt.store.pool import Pool
 _RECORD = """
 WITH entry AS (
     SELECT * FROM unnest(
-        $1::uuid[], $2::int2[], $3::int8[], $4::int8[], $5::int8[],
-        $6::int4[], $7::int4[], $8::int4[], $9::int4[]
+        $1::text::uuid[], $2::text::int2[], $3::text::int8[], $4::text::int8[], $5::text::int8[],
+        $6::text::int4[], $7::text::int4[], $8::text::int4[], $9::text::int4[]
     ) AS e (batch_id, shard, entry_ms, entry_seq, counter, records, stored, duplicates, dead)
 ), fresh AS (
     INSERT INTO stream_entries
@@ -40,7 +40,7 @@ WITH entry AS (
 )
 SELECT (SELECT generation FROM view_generation) AS generation,
        pg_current_xact_id()::text::int8 AS xid,
-       CASE WHEN (SELECT count(*) FROM fresh) < cardinality($1)
+       CASE WHEN (SELECT count(*) FROM fresh) < $10
             THEN ARRAY(SELECT batch_id FROM fresh) END AS fresh
 """
 
@@ -165,15 +165,16 @@ async def record_entries(connection: Any, entries: Sequence[EntryPlan]) -> Recor
     writes = [entry.write for entry in entries]
     row = await connection.fetchrow(
         _RECORD,
-        [entry.ledger_id.hex() for entry in entries],
-        [write.shard for write in writes],
-        [write.entry[0] for write in writes],
-        _fitting([write.entry[1] for write in writes], _INT8_MAX),
-        _fitting([write.counter for write in writes], _INT8_MAX),
-        _fitting([write.records for write in writes], _INT4_MAX),
-        [entry.stored for entry in entries],
-        [entry.duplicates for entry in entries],
-        _fitting([entry.dead for entry in entries], _INT4_MAX),
+        "{" + ",".join([entry.ledger_id.hex() for entry in entries]) + "}",
+        _literal([write.shard for write in writes]),
+        _literal([write.entry[0] for write in writes]),
+        _literal(_fitting([write.entry[1] for write in writes], _INT8_MAX)),
+        _literal(_fitting([write.counter for write in writes], _INT8_MAX)),
+        _literal(_fitting([write.records for write in writes], _INT4_MAX)),
+        _literal([entry.stored for entry in entries]),
+        _literal([entry.duplicates for entry in entries]),
+        _literal(_fitting([entry.dead for entry in entries], _INT4_MAX)),
+        len(entries),
     )
     fresh = row["fresh"]
     known = None if fresh is None else frozenset(ledger_id.bytes for ledger_id in fresh)
@@ -241,3 +242,8 @@ def _fitting(values: list[int], largest: int) -> list[int]:
     if min(values) >= 0 and max(values) <= largest:
         return values
     return [min(max(value, 0), largest) for value in values]
+
+
+def _literal(values: list[int]) -> str:
+    """An array as PostgreSQL reads it from text."""
+    return "{" + str(values)[1:-1] + "}"
