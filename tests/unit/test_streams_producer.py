@@ -90,6 +90,21 @@ async def test_a_request_logged_in_part_is_unknown_not_unexecuted() -> None:
     await producer.close()
 
 
+async def test_records_that_arrive_together_share_one_flush() -> None:
+    log = MemoryLog(SystemClock(), SHARDS)
+    producer = a_producer(log, ProducerLimits(flush_records_max=4))
+
+    async def append() -> Appended:
+        shard = producer.choose_shard()
+        return await producer.append(shard, an_append(producer, shard))
+
+    for count, entries in ((3, 1), (1, 1), (8, 2)):
+        appended = await asyncio.gather(*(append() for _ in range(count)))
+        assert len({one.position for one in appended}) == entries
+    assert {shard.counter for shard in log.shards} == {5, 7}
+    await producer.close()
+
+
 async def test_a_request_refused_whole_says_so() -> None:
     log = failing("append.send", lambda: NotExecuted("never sent"), times=3)
     producer = a_producer(log, ProducerLimits(flush_records_max=2))

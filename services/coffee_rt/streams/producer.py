@@ -65,6 +65,7 @@ class GroupProducer:
         self._shards = [_Shard(number) for number in range(target.shards)]
         self._failed: set[int] = set()
         self._next_shard = 0
+        self._gathering: _Shard | None = None
         self._is_closing = False
         self._tasks = [
             self._loop.create_task(self._run(shard), name=f"flush-{shard.number}")
@@ -97,6 +98,16 @@ class GroupProducer:
         self._redis_clock.learn(redis_ms, sent_at, received_at)
 
     def choose_shard(self) -> int:
+        """The shard that gathers already, so that what arrives together shares one flush; another as soon
+        as that flush is taken or full."""
+        gathering = self._gathering
+        if gathering is not None and 0 < gathering.records < self._limits.flush_records_max:
+            return gathering.number
+        chosen = self._choose_next()
+        self._gathering = self._shards[chosen]
+        return chosen
+
+    def _choose_next(self) -> int:
         shard = self._next_shard
         self._next_shard = (shard + 1) % len(self._shards)
         if self._failed:
@@ -266,6 +277,7 @@ class GroupProducer:
         metrics.FLUSHES.labels(_outcome_of(error)).inc()
         if not isinstance(error, Overload):
             self._failed.add(shard.number)
+            self._gathering = None
         for _, future in waiting:
             if not future.done():
                 future.set_exception(_again(error))
