@@ -30,8 +30,8 @@ from coffee_rt.streams.contract import Position
 
 COMMITS_REMEMBERED_MAX = 20_000
 """Entries whose commit is remembered: a request may ask after its commit was published."""
-ASK_SECONDS = 0.25
-"""How long a waiter listens before it asks the log, and between two questions."""
+ASK_SECONDS_MAX = 0.25
+"""How long a waiter listens before it asks the log, and between two questions; of a shorter wait, half."""
 _TOPICS = ("stored", "beacon", "view:*")
 
 
@@ -70,6 +70,7 @@ class Acks:
         self._clock = clock
         self._waits_max = waits_max
         self._waits = 0
+        self._gaps = 0
         self._commits: OrderedDict[bytes, Stored] = OrderedDict()
         self._epochs: dict[str, str] = {}
         self._floors: dict[tuple[str, int], int] = {}
@@ -84,11 +85,19 @@ class Acks:
                 async with self._channels.subscribe(*_TOPICS) as subscription:
                     attempt = 0
                     async for message in subscription:
-                        if message is not None:
+                        if message is None:
+                            self._on_missed()
+                        else:
                             self.hear(*message)
             except CoffeeRtError:
                 await self._clock.sleep(backoff_seconds(attempt))
                 attempt += 1
+
+    def _on_missed(self) -> None:
+        """Publications may have been lost: have all waiters ask the log now."""
+        self._gaps += 1
+        for waiters in self._for_commit.values():
+            _wake(waiters)
 
     def hear(self, topic: str, body: bytes) -> None:
         """Take one publication. One that can't be read is another release's: it is passed over."""
@@ -129,17 +138,21 @@ class Acks:
             ACK_WAITS.set(self._waits)
 
     async def _wait(self, positions: list[Position], wanted: Ack, wait_seconds: float) -> Ack:
-        deadline = self._clock.monotonic() + wait_seconds
-        ask_at = self._clock.monotonic() + ASK_SECONDS
+        now = self._clock.monotonic()
+        deadline = now + wait_seconds
+        # A wait that is shorter than the pause asks too: nobody is told less than can be known.
+        ask_seconds = min(ASK_SECONDS_MAX, wait_seconds / 2)
+        ask_at, gaps = now + ask_seconds, self._gaps
         settled: set[Position] = set()
         while True:
             reached = self._reached(positions, settled)
             now = self._clock.monotonic()
             if reached >= wanted or now >= deadline:
                 return min(reached, wanted)
-            if now >= ask_at:
-                await self._ask(positions, settled)
-                ask_at = self._clock.monotonic() + ASK_SECONDS
+            if now >= ask_at or gaps != self._gaps:
+                gaps = self._gaps
+                await self._ask(positions, settled, deadline - now)
+                ask_at = self._clock.monotonic() + ask_seconds
                 continue
             await self._heard(positions, settled, min(deadline, ask_at) - now)
 
@@ -165,15 +178,19 @@ class Acks:
             if not group and group is not self._for_floor:
                 self._for_commit.pop(position.batch_id, None)
 
-    async def _ask(self, positions: list[Position], settled: set[Position]) -> None:
-        for position in positions:
-            if position in settled or position.batch_id in self._commits:
-                continue
-            try:
-                if await self._is_settled(position):
-                    settled.add(position)
-            except CoffeeRtError:
-                return  # The log is away: nothing more is known, the waiter goes on listening.
+    async def _ask(
+        self, positions: list[Position], settled: set[Position], seconds_max: float
+    ) -> None:
+        """Ask the log, at most so long: a log that hangs must not make the waiter late."""
+        try:
+            async with asyncio.timeout(seconds_max):
+                for position in positions:
+                    if position in settled or position.batch_id in self._commits:
+                        continue
+                    if await self._is_settled(position):
+                        settled.add(position)
+        except (CoffeeRtError, TimeoutError):
+            return  # The log is away: nothing more is known, the waiter goes on listening.
 
     def _reached(self, positions: list[Position], settled: set[Position] | None = None) -> Ack:
         level = Ack.VISIBLE

@@ -1,0 +1,88 @@
+"""Acknowledgement levels: what was published is heard, what was lost is asked for, in time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+
+from coffee_rt.channels.memory import MemoryChannels
+from coffee_rt.channels.messages import Stored, StoredEntry, encode
+from coffee_rt.order_api.acks import ASK_SECONDS_MAX, Ack, Acks
+from coffee_rt.runtime.clock import SystemClock
+from coffee_rt.streams.contract import EntryId, Position
+
+POSITION = Position(0, EntryId(1_763_700_000_000, 0), bytes(16))
+LONG_SECONDS = 30.0
+
+
+async def _is_settled(position: Position) -> bool:
+    return True
+
+
+async def _is_not_settled(position: Position) -> bool:
+    return False
+
+
+@asynccontextmanager
+async def listening(
+    channels: MemoryChannels, is_settled: Callable[[Position], Awaitable[bool]]
+) -> AsyncIterator[Acks]:
+    acks = Acks(channels, is_settled, SystemClock(), waits_max=10)
+    listener = asyncio.create_task(acks.run())
+    await asyncio.sleep(0)  # It subscribes in its first step.
+    try:
+        yield acks
+    finally:
+        listener.cancel()
+        with suppress(asyncio.CancelledError):
+            await listener
+
+
+def commit() -> bytes:
+    entry = StoredEntry(POSITION.shard, str(POSITION.entry_id), POSITION.batch_id)
+    return encode(Stored(xid=7, entries=[entry], lanes={}))
+
+
+async def waits(acks: Acks, seconds: float) -> Ack:
+    """The level reached, asked for within half of the long wait: nobody may wait it out."""
+    async with asyncio.timeout(LONG_SECONDS / 2):
+        return await acks.wait({POSITION}, Ack.STORED, seconds)
+
+
+async def test_commit_is_heard_before_and_during_the_wait() -> None:
+    channels = MemoryChannels()
+    async with listening(channels, _is_not_settled) as acks:
+        during = asyncio.create_task(waits(acks, LONG_SECONDS))
+        await asyncio.sleep(0)
+        await channels.publish("stored", commit())
+        assert await during is Ack.STORED
+        assert await waits(acks, LONG_SECONDS) is Ack.STORED
+
+
+async def test_lost_publication_is_asked_for_within_a_wait_shorter_than_the_pause() -> None:
+    async with listening(MemoryChannels(), _is_settled) as acks:
+        assert await waits(acks, ASK_SECONDS_MAX / 2) is Ack.STORED
+
+
+async def test_gap_in_the_publications_is_asked_about_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("coffee_rt.order_api.acks.ASK_SECONDS_MAX", LONG_SECONDS)
+    channels = MemoryChannels()
+    async with listening(channels, _is_settled) as acks:
+        waiting = asyncio.create_task(waits(acks, 2 * LONG_SECONDS))
+        await asyncio.sleep(0)
+        channels.interrupt()
+        assert await waiting is Ack.STORED
+
+
+async def test_log_that_hangs_makes_no_answer_late() -> None:
+    async def hang(position: Position) -> bool:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async with listening(MemoryChannels(), hang) as acks:
+        assert await waits(acks, 0.05) is Ack.LOGGED
