@@ -55,9 +55,9 @@ class HubLimits:
 
     view: ViewLimits = field(default_factory=ViewLimits)
     session: SessionLimits = field(default_factory=SessionLimits)
-    frame_interval_seconds: float = 0.025
+    frame_interval_seconds: float = 0.01
     """At most one frame a channel in so long. Smaller: fresher by milliseconds, more frames."""
-    linger_seconds: float = 0.005
+    linger_seconds: float = 0.002
     """Publications of one commit's lanes that arrive this close together travel in one frame."""
     heartbeat_seconds: float = 2.0
     hello_seconds_max: float = 5.0
@@ -326,9 +326,10 @@ class Hub:
             self._beacon_at = self._clock.monotonic() - spread
 
     async def _flush(self) -> None:
-        """Send what changed, at most once in an interval, and for at most half of the time."""
+        """Send what changed: at once after a rest, then at most once in an interval, and for at most half
+        of the time."""
         limits = self.hub_limits
-        flushed_at = 0.0
+        flushed_at = float("-inf")
         took = 0.0
         while True:
             await self._dirty.wait()

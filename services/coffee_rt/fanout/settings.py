@@ -58,7 +58,11 @@ class FanoutSettings(ProcessSettings):
         2.0, gt=0, le=2.0, help="Seconds between heartbeats; pages reconnect after 5 s of silence."
     )
     frame_interval_ms: float = own(
-        25.0, ge=0, help="At most one frame a channel in so long; larger saves CPU, adds delay."
+        # Below the distance of two commits, so that each is seen when it comes. With many sockets the
+        # hub paces itself: a flush is followed by a rest as long as it took.
+        10.0,
+        ge=0,
+        help="At most one frame a channel in so long; larger saves CPU, adds delay.",
     )
     rows_max: int = own(
         100_000,
