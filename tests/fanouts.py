@@ -14,11 +14,10 @@ import msgspec
 from websockets.asyncio.client import ClientConnection, connect
 
 from coffee_rt.aggregator.publishing import beacon_of, change_of
-from coffee_rt.channels.messages import RecentOrders, encode
+from coffee_rt.channels.messages import RecentOrders, encode, recent_order
 from coffee_rt.channels.redis import RedisChannels
 from coffee_rt.domain.ids import IdMinter
 from coffee_rt.domain.orders import Order
-from coffee_rt.fanout.recent_orders import recent_order
 from coffee_rt.fanout.settings import FanoutSettings
 from coffee_rt.fanout.wiring import Fanout, wired
 from coffee_rt.runtime.lifecycle import Lifecycle, serve_http

@@ -253,7 +253,7 @@ async def test_a_dropped_view_is_said_to_be_unknown(
 async def test_orders_come_newest_first_and_only_once(
     pod: Pod, clock: VirtualClock, store: TruthStore
 ) -> None:
-    from coffee_rt.fanout.recent_orders import recent_order
+    from coffee_rt.channels.messages import recent_order
 
     store.orders = [an_order(drink=f"drink{number}") for number in range(60)]
     browser = pod.browser(channel="orders")

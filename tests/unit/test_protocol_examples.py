@@ -10,11 +10,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from coffee_rt.channels.messages import recent_order
 from coffee_rt.domain.dashboard import build_dashboard
 from coffee_rt.domain.problems import problem_of
 from coffee_rt.errors import Rejected
 from coffee_rt.fanout.protocol import parse_message
-from coffee_rt.fanout.recent_orders import recent_order
 from coffee_rt.streams.contract import Position
 from tests.builders import NOW_MS, an_order
 from tests.fanout_world import HOUR, Browser, TruthStore, VirtualClock, running_pod, settle

@@ -9,6 +9,10 @@ from typing import Any
 
 import msgspec
 
+from coffee_rt.domain.ids import format_id
+from coffee_rt.domain.money import format_minor
+from coffee_rt.domain.orders import Order
+
 
 class ViewChange(msgspec.Struct):
     """What one fold changed. Rows are absolute values; `previous` is the lane's version before it."""
@@ -77,6 +81,20 @@ class RecentOrders(msgspec.Struct):
     """Newest first, at most 20 of a commit."""
     stored: int
     """How many orders the commit stored in all."""
+
+
+def recent_order(order: Order, decimals: int) -> RecentOrder:
+    """An order as the ticker shows it."""
+    return RecentOrder(
+        order_id=format_id(order.order_id),
+        tenant=order.tenant,
+        store=order.store,
+        drink=order.drink,
+        price=format_minor(order.price_minor, decimals),
+        quantity=order.quantity,
+        ordered_at_ms=order.ordered_at_us // 1000,
+        accepted_at_ms=order.accepted_at_us // 1000,
+    )
 
 
 encode = msgspec.json.Encoder().encode

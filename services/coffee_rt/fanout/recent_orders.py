@@ -5,10 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from coffee_rt.channels.messages import RecentOrder
-from coffee_rt.domain.ids import format_id
-from coffee_rt.domain.money import format_minor
-from coffee_rt.domain.orders import Order
+from coffee_rt.channels.messages import recent_order
 from coffee_rt.errors import Retryable
 from coffee_rt.fanout import metrics
 from coffee_rt.fanout.contract import RecentOrderReader
@@ -16,20 +13,6 @@ from coffee_rt.fanout.orders_channel import RING_ORDERS, OrdersChannel
 from coffee_rt.runtime.clock import Clock
 
 RETRY_SECONDS = 1.0
-
-
-def recent_order(order: Order, decimals: int) -> RecentOrder:
-    """An order as the ticker shows it."""
-    return RecentOrder(
-        order_id=format_id(order.order_id),
-        tenant=order.tenant,
-        store=order.store,
-        drink=order.drink,
-        price=format_minor(order.price_minor, decimals),
-        quantity=order.quantity,
-        ordered_at_ms=order.ordered_at_us // 1000,
-        accepted_at_ms=order.accepted_at_us // 1000,
-    )
 
 
 class OrdersLoader:

@@ -26,6 +26,7 @@ from coffee_rt.fanout.websocket_server import ServerLimits, WebSocketServer
 from coffee_rt.runtime.breaker import CircuitBreaker
 from coffee_rt.runtime.lifecycle import Lifecycle
 from coffee_rt.runtime.settings import SettingsError
+from coffee_rt.store.key_refresh import KeyRefresher
 from coffee_rt.store.keys import PostgresApiKeys
 from coffee_rt.store.pool import Pool, create_pool
 from coffee_rt.store.queries import PostgresOrderReader
@@ -164,9 +165,9 @@ async def _authorize(
         age_seconds_max=settings.keys_age_seconds_max,
         fresh_seconds=3 * settings.keys_refresh_seconds,
     )
-    authority = KeyAuthority(
+    refresher = KeyRefresher(
         PostgresApiKeys(pool), ring, lifecycle.clock, settings.keys_refresh_seconds
     )
-    await authority.refresh()
-    lifecycle.spawn(authority.run(), "keys")
-    return authority.tenant_of
+    await refresher.refresh()
+    lifecycle.spawn(refresher.run(), "keys")
+    return KeyAuthority(ring, lifecycle.clock).tenant_of

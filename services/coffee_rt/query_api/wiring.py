@@ -21,6 +21,7 @@ from coffee_rt.runtime.breaker import CircuitBreaker, backoff_seconds
 from coffee_rt.runtime.lifecycle import Lifecycle
 from coffee_rt.runtime.settings import SettingsError
 from coffee_rt.store.contract import ViewReader
+from coffee_rt.store.key_refresh import KeyRefresher
 from coffee_rt.store.keys import PostgresApiKeys
 from coffee_rt.store.pool import Pool, create_pool
 from coffee_rt.store.queries import PostgresOrderReader, replay_seconds
@@ -113,9 +114,9 @@ async def _authority(settings: QueryApiSettings, pool: Pool, lifecycle: Lifecycl
         age_seconds_max=settings.keys_age_seconds_max,
         fresh_seconds=3 * settings.keys_refresh_seconds,
     )
-    authority = KeyAuthority(
+    refresher = KeyRefresher(
         PostgresApiKeys(pool), ring, lifecycle.clock, settings.keys_refresh_seconds
     )
-    await authority.refresh()
-    lifecycle.spawn(authority.run(), "keys")
-    return authority
+    await refresher.refresh()
+    lifecycle.spawn(refresher.run(), "keys")
+    return KeyAuthority(ring, lifecycle.clock)

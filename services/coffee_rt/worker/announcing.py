@@ -12,15 +12,12 @@ from operator import attrgetter
 
 from coffee_rt.channels.contract import Channels
 from coffee_rt.channels.messages import (
-    RecentOrder,
     RecentOrders,
     Stored,
     StoredEntry,
     encode,
+    recent_order,
 )
-from coffee_rt.domain.ids import format_id
-from coffee_rt.domain.money import format_minor
-from coffee_rt.domain.orders import Order
 from coffee_rt.errors import Retryable
 from coffee_rt.runtime.breaker import CircuitBreaker
 from coffee_rt.runtime.clock import Clock
@@ -121,21 +118,8 @@ def recent_orders(stored: StoredBatch, decimals: int) -> RecentOrders:
     ]
     chosen = heapq.nlargest(RECENT_ORDERS_MAX, candidates, key=attrgetter("order_id"))
     return RecentOrders(
-        orders=[_recent(order, decimals) for order in chosen],
+        orders=[recent_order(order, decimals) for order in chosen],
         stored=sum(outcome.stored for outcome in committed.outcomes),
-    )
-
-
-def _recent(order: Order, decimals: int) -> RecentOrder:
-    return RecentOrder(
-        order_id=format_id(order.order_id),
-        tenant=order.tenant,
-        store=order.store,
-        drink=order.drink,
-        price=format_minor(order.price_minor, decimals),
-        quantity=order.quantity,
-        ordered_at_ms=order.ordered_at_us // 1000,
-        accepted_at_ms=order.accepted_at_us // 1000,
     )
 
 
