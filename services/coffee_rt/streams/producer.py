@@ -207,8 +207,11 @@ class GroupProducer:
                 shard.wake = self._loop.create_future()
                 await shard.wake
                 continue
-            waiting, flush = self._take(shard)
+            waiting: list[_Waiting] = []
             try:
+                # One more turn of the loop, for what is being read: a flush costs more than a request.
+                await asyncio.sleep(0)
+                waiting, flush = self._take(shard)
                 await self._flush(shard, waiting, flush)
             except (Retryable, Overload) as error:
                 self._fail(shard, waiting, error)
