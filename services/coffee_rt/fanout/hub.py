@@ -326,22 +326,26 @@ class Hub:
             self._beacon_at = self._clock.monotonic() - spread
 
     async def _flush(self) -> None:
-        """Send what changed: at once after a rest, then at most once in an interval, and for at most half
-        of the time."""
-        limits = self.hub_limits
-        flushed_at = float("-inf")
+        """Send what changed: at once in a channel that rested, else at most once in an interval; and for
+        at most half of the time."""
+        flushed_at: dict[str, float] = {}
         took = 0.0
         while True:
             await self._dirty.wait()
-            now = self._clock.monotonic()
-            pause = max(limits.linger_seconds, flushed_at + limits.frame_interval_seconds - now)
-            await self._clock.sleep(max(pause, took))
+            await self._clock.sleep(max(self.hub_limits.linger_seconds, took))
             self._dirty.clear()
-            flushed_at = self._clock.monotonic()
+            began = self._clock.monotonic()
+            due_before = began - self.hub_limits.frame_interval_seconds
+            # Each channel at its own pace: the ticker, heard first, must not make the views wait.
             for channel in self.channels.values():
-                if channel.is_changed:
-                    channel.flush()
-            took = self._clock.monotonic() - flushed_at
+                if not channel.is_changed:
+                    continue
+                if flushed_at.get(channel.name, due_before) > due_before:
+                    self._dirty.set()  # Looked at again after the linger.
+                    continue
+                flushed_at[channel.name] = began
+                channel.flush()
+            took = self._clock.monotonic() - began
             metrics.flush_seconds.observe(took)
             for on_change in self._listeners:
                 on_change()
