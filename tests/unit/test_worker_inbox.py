@@ -6,7 +6,7 @@ import asyncio
 
 from coffee_rt.runtime.clock import SystemClock
 from coffee_rt.streams.contract import Delivery, EntryId
-from coffee_rt.worker.inbox import Inbox
+from coffee_rt.worker.inbox import PLENTY_RECORDS, Inbox
 
 
 def deliveries(count: int, records: int = 1, start: int = 1) -> list[Delivery]:
@@ -25,23 +25,30 @@ def an_inbox(records_max: int = 10, linger_seconds: float = 60.0, bytes_max: int
     )
 
 
+def wanted() -> asyncio.Event:
+    """The main lane is idle."""
+    event = asyncio.Event()
+    event.set()
+    return event
+
+
 async def test_full_batch_is_taken_at_once_and_the_rest_waits() -> None:
     inbox = an_inbox()
     inbox.put(deliveries(4, records=3))
     inbox.put(deliveries(2, records=3, start=10))
-    taken = await inbox.take()
+    taken = await inbox.take(wanted())
     assert taken is not None
     assert [delivery.entry_id.ms for delivery in taken] == [1, 2, 3, 4]
     assert not inbox.is_full
     inbox.close()
-    assert len(await inbox.take() or []) == 2
-    assert await inbox.take() is None
+    assert len(await inbox.take(wanted()) or []) == 2
+    assert await inbox.take(wanted()) is None
 
 
 async def test_bytes_close_a_batch_too() -> None:
     inbox = an_inbox(records_max=1000, bytes_max=50)
     inbox.put(deliveries(10, records=10))
-    assert len(await inbox.take() or []) == 5
+    assert len(await inbox.take(wanted()) or []) == 5
 
 
 async def test_small_batch_waits_for_its_linger() -> None:
@@ -49,7 +56,7 @@ async def test_small_batch_waits_for_its_linger() -> None:
     loop = asyncio.get_running_loop()
     started = loop.time()
     inbox.put(deliveries(1))
-    assert len(await inbox.take() or []) == 1
+    assert len(await inbox.take(wanted()) or []) == 1
     assert loop.time() - started >= 0.029
 
 
@@ -64,7 +71,7 @@ async def test_readers_look_once_more_before_a_batch_is_taken() -> None:
         gathering.leave()
 
     reading = asyncio.create_task(read_again())
-    assert len(await inbox.take() or []) == 6
+    assert len(await inbox.take(wanted()) or []) == 6
     await reading
 
 
@@ -74,7 +81,7 @@ async def test_reader_that_hangs_does_not_hold_a_batch_back() -> None:
     gathering = inbox.round
     hanging = asyncio.create_task(gathering.wait_due())
     await asyncio.sleep(0)
-    assert len(await inbox.take() or []) == 1
+    assert len(await inbox.take(wanted()) or []) == 1
     await hanging
 
 
@@ -84,7 +91,7 @@ async def test_full_inbox_makes_readers_wait_until_a_batch_is_taken() -> None:
     waiting = asyncio.create_task(inbox.wait_room())
     await asyncio.sleep(0)
     assert not waiting.done()
-    await inbox.take()
+    await inbox.take(wanted())
     await waiting
 
 
@@ -92,5 +99,41 @@ async def test_hurry_makes_everything_due() -> None:
     inbox = an_inbox()
     inbox.put(deliveries(1))
     inbox.hurry()
-    assert len(await inbox.take() or []) == 1
+    assert len(await inbox.take(wanted()) or []) == 1
     await inbox.wait_room()
+
+
+async def test_a_small_batch_waits_for_the_lane_and_gathers_meanwhile() -> None:
+    inbox, idle = an_inbox(records_max=10_000, linger_seconds=0.0), asyncio.Event()
+    inbox.put(deliveries(1))
+    taking = asyncio.create_task(inbox.take(idle))
+    await asyncio.sleep(0.01)
+    assert not taking.done()
+    inbox.put(deliveries(1, start=2))
+    idle.set()
+    taken = await asyncio.wait_for(taking, 5)
+    assert taken is not None
+    assert len(taken) == 2
+
+
+async def test_a_batch_worth_it_is_taken_before_the_lane_is_idle() -> None:
+    inbox = an_inbox(records_max=10_000, linger_seconds=0.0, bytes_max=10**9)
+    inbox.put(deliveries(1, records=PLENTY_RECORDS))
+    assert await asyncio.wait_for(inbox.take(asyncio.Event()), 5) is not None
+
+
+async def test_a_reader_whose_entries_went_with_the_batch_before_reads_on() -> None:
+    inbox = an_inbox(linger_seconds=0.0)
+    one, two = deliveries(2)
+    inbox.put([one])
+    gathering = inbox.round
+    sweeping = asyncio.create_task(gathering.wait_due())
+    await asyncio.sleep(0)
+    taking = asyncio.create_task(inbox.take(wanted()))
+    await sweeping  # Due: the batch now waits for this reader's last look.
+    inbox.put([two])
+    early = asyncio.create_task(inbox.round.wait_due())
+    await asyncio.sleep(0)
+    gathering.leave()
+    assert await taking == [one, two]
+    await asyncio.wait_for(early, 5)

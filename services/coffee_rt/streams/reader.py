@@ -61,10 +61,12 @@ class RedisReader:
 
     async def read(self, shard: int, entries_max: int, wait_seconds: float) -> list[Delivery]:
         state = self._shards[shard]
-        # BLOCK 0 would wait for ever.
-        wait_ms = max(1, int(wait_seconds * 1000))
         command: list[Argument] = ["XREADGROUP", "GROUP", self._group, self._consumer]
-        command += ["COUNT", entries_max, "BLOCK", wait_ms]
+        command += ["COUNT", entries_max]
+        if wait_seconds > 0:
+            # BLOCK 0 would wait for ever; a look that need not wait must not block at all: an idle Redis
+            # ends a wait of 1 ms only when something else wakes it, up to 100 ms later.
+            command += ["BLOCK", max(1, int(wait_seconds * 1000))]
         command += ["STREAMS", self._keys.streams[shard], ">"]
         links = await self._links(state)
         try:

@@ -6,6 +6,7 @@ In that order: an acknowledged entry counts as stored and told. A publication th
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 from collections.abc import Sequence
 from operator import attrgetter
@@ -53,10 +54,11 @@ class Announcer:
 
     async def finish(self, stored: StoredBatch) -> None:
         count(stored, self._clock.now())
-        await self._publish("stored", encode(stored_message(stored)))
         recent = recent_orders(stored, self._decimals)
+        messages = [self._publish("stored", encode(stored_message(stored)))]
         if recent.orders:
-            await self._publish("orders", encode(recent))
+            messages.append(self._publish("orders", encode(recent)))
+        await asyncio.gather(*messages)
         await self.acknowledge(stored.batch.deliveries)
 
     async def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
@@ -64,16 +66,19 @@ class Announcer:
         by_shard: dict[int, list[Delivery]] = {}
         for delivery in deliveries:
             by_shard.setdefault(delivery.shard, []).append(delivery)
-        for shard, some in by_shard.items():
-            acknowledged = 0
-            try:
-                async with self._breaker:
-                    acknowledged = await self._reader.acknowledge(shard, some)
-            except Retryable:
-                metrics.READ_FAILURES.labels(str(shard)).inc()
-            self._held.release(some)
-            if acknowledged < len(some):
-                self._held.ask_rescan(shard)
+        # Together: each is a write that Redis answers after an fsync, and one fsync serves them all.
+        await asyncio.gather(*(self._acknowledge(*item) for item in by_shard.items()))
+
+    async def _acknowledge(self, shard: int, deliveries: list[Delivery]) -> None:
+        acknowledged = 0
+        try:
+            async with self._breaker:
+                acknowledged = await self._reader.acknowledge(shard, deliveries)
+        except Retryable:
+            metrics.READ_FAILURES.labels(str(shard)).inc()
+        self._held.release(deliveries)
+        if acknowledged < len(deliveries):
+            self._held.ask_rescan(shard)
 
     async def _publish(self, topic: str, body: bytes) -> None:
         if self._breaker.is_open:

@@ -14,6 +14,9 @@ from collections.abc import Sequence
 from coffee_rt.runtime.clock import Clock
 from coffee_rt.streams.contract import Delivery
 
+PLENTY_RECORDS = 1_000
+"""So many are worth preparing while another batch is committed. Fewer gather until that is done: a small
+batch taken earlier would only wait behind it, and a third behind both."""
 SWEEP_SECONDS_MAX = 0.05
 """A batch that is due waits so long for the readers' last look; a slow Redis must not hold it back."""
 
@@ -35,6 +38,10 @@ class Round:
         self._readers -= 1
         if not self._readers:
             self._swept.set()
+
+    def release(self) -> None:
+        """Let those who wait read once more; nobody waits for them."""
+        self._due.set()
 
     async def sweep(self, clock: Clock, *, is_full: bool) -> None:
         """Say that the batch is due, and wait for the readers that have waited for it."""
@@ -60,6 +67,8 @@ class Inbox:
         self._has_some = asyncio.Event()
         self._is_due = asyncio.Event()
         """Full, or in a hurry: take at once."""
+        self._is_plenty = asyncio.Event()
+        """Worth taking before it is wanted."""
         self._has_room = asyncio.Event()
         self._has_room.set()
         self._is_hurried = False
@@ -69,6 +78,10 @@ class Inbox:
     @property
     def is_full(self) -> bool:
         return self._records >= self._records_max or self._bytes >= self._bytes_max
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._held
 
     @property
     def room_records(self) -> int:
@@ -101,17 +114,24 @@ class Inbox:
         self._has_some.set()
         self._signal()
 
-    async def take(self) -> list[Delivery] | None:
-        """The next batch when it is due; None when closed and empty."""
+    async def take(self, is_wanted: asyncio.Event) -> list[Delivery] | None:
+        """The next batch when it is due, and wanted or worth it; None when closed and empty."""
         await self._has_some.wait()
         if not self._held:
             return None
         wait = self._opened_at + self._linger_seconds - self._clock.monotonic()
         if wait > 0:
             await wait_at_most(self._clock, self._is_due, wait)
+        await _wait_either(is_wanted, self._is_plenty)
         finished, self.round = self.round, Round()
         await finished.sweep(self._clock, is_full=self.is_full or self._is_hurried)
-        return self._take_held()
+        taken = self._take_held()
+        if not self._held:
+            # What was put during the sweep went along. Its readers wait for the next batch already, and
+            # that begins only when somebody reads: all of them waiting would wait for ever.
+            early, self.round = self.round, Round()
+            early.release()
+        return taken
 
     def _take_held(self) -> list[Delivery]:
         taken: list[Delivery] = []
@@ -135,6 +155,10 @@ class Inbox:
             self._is_due.set()
         else:
             self._is_due.clear()
+        if self._is_due.is_set() or self._records >= PLENTY_RECORDS:
+            self._is_plenty.set()
+        else:
+            self._is_plenty.clear()
         if self.is_full and not self._is_hurried:
             self._has_room.clear()
         else:
@@ -148,6 +172,17 @@ def _records_of(delivery: Delivery) -> int:
 
 def _bytes_of(delivery: Delivery) -> int:
     return len(delivery.data)
+
+
+async def _wait_either(one: asyncio.Event, other: asyncio.Event) -> None:
+    if one.is_set() or other.is_set():
+        return
+    waits = [asyncio.ensure_future(event.wait()) for event in (one, other)]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for waiting in waits:
+            waiting.cancel()
 
 
 async def wait_at_most(clock: Clock, event: asyncio.Event, seconds: float) -> bool:

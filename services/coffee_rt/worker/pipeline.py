@@ -63,6 +63,8 @@ class Worker:
         self._held = Held(parts.reader.shards)
         self._apart: asyncio.Queue[list[Delivery] | Batch | None] = asyncio.Queue(APART_BATCHES_MAX)
         self._prepared: asyncio.Queue[Batch | None] = asyncio.Queue(1)
+        self._is_idle = asyncio.Event()
+        """The main lane has nothing to commit."""
         self._untold: asyncio.Queue[StoredBatch | None] = asyncio.Queue(UNTOLD_BATCHES_MAX)
         self._unknown = UnknownEntries(
             parts.log_keeper,
@@ -194,17 +196,22 @@ class Worker:
     async def _prepare_batches(self) -> None:
         """Decode and encode while another batch is committed. At the end, None."""
         while True:
-            deliveries = await self._inbox.take()
+            deliveries = await self._inbox.take(self._is_idle)
+            self._is_idle.clear()
             if deliveries is None:
                 await self._prepared.put(None)
                 return
             batch = await self._decode(deliveries, self._decoder)
             if batch.writes:
                 await self._prepared.put(await self._storer.prepare(batch))
+            else:
+                self._is_idle.set()
 
     async def _store_batches(self) -> None:
         """The main lane. At the end, None to the lane apart."""
         while True:
+            if self._prepared.empty():
+                self._is_idle.set()
             batch = await self._prepared.get()
             if batch is None:
                 await self._apart.put(None)

@@ -130,6 +130,9 @@ class ShardReader:
             return
         if not await self._read(self._limits.wait_seconds) or self._inbox.is_full:
             return
+        if self._inbox.is_empty:
+            # What was read is held already, or was taken: no batch is being gathered to wait for.
+            return
         # Fewer than asked for: what arrives until the batch is due comes with one more read.
         gathering = self._inbox.round
         await gathering.wait_due()
