@@ -19,7 +19,7 @@ from coffee_rt.streams.admission import (
     decide_admission,
 )
 from coffee_rt.streams.backlog import find_record
-from coffee_rt.streams.contract import Append, Backlog, EntryId, Outcome, Position
+from coffee_rt.streams.contract import Append, Appended, Backlog, EntryId, Outcome, Position
 from coffee_rt.streams.entries import parse_entry
 from coffee_rt.streams.flush import (
     Flush,
@@ -121,13 +121,22 @@ def flush_of(appends: list[Append]) -> Flush:
     return plan_flush(0, items, BATCH_ID, 0, sum(item.keyed for item in items))
 
 
+def answers_of(flush: Flush, reply: FlushReply) -> list[Appended]:
+    """What each record of a flush without plain slices is told."""
+    answers: list[Appended] = []
+    for resolved in resolve_flush(flush, reply):
+        assert isinstance(resolved, list)
+        answers += resolved
+    return answers
+
+
 @given(SHAPES.filter(bool))
 def test_every_record_is_answered_in_its_place(shape: list[tuple[int, bool, bool]]) -> None:
     appends = appends_of(shape)
     flush = flush_of(appends)
     assert len(flush.unkeyed) + len(flush.keyed) == len(appends)
     reply = FlushReply(EntryId(5, 0), len(appends), [0] * len(flush.keyed), 0.0, 0.0)
-    answers = [answer for item in resolve_flush(flush, reply) for answer in item]
+    answers = answers_of(flush, reply)
     assert [answer.order_id for answer in answers] == [append.order_id for append in appends]
     assert {answer.outcome for answer in answers} == {Outcome.NEW}
     assert {answer.position for answer in answers} == {Position(0, EntryId(5, 0), BATCH_ID)}
@@ -138,7 +147,7 @@ def test_a_value_found_under_a_key_is_the_first_orders_answer() -> None:
     other = Append(other.order_id, other.record, b"o" * 16, other.key_hash)
     value = key_value(first, b"A" * 16, EntryId(7, 3))
     flush = flush_of([Append(b"n" * 16, b"r", first.body_hash, first.key_hash), other])
-    [[again, conflict]] = resolve_flush(flush, FlushReply(None, 9, [value, value], 0.0, 0.0))
+    again, conflict = answers_of(flush, FlushReply(None, 9, [value, value], 0.0, 0.0))
     assert (again.outcome, again.order_id) == (Outcome.DUPLICATE, first.order_id)
     assert again.position == conflict.position == Position(0, EntryId(7, 3), b"A" * 16)
     assert (conflict.outcome, conflict.order_id) == (Outcome.CONFLICT, first.order_id)
