@@ -1,7 +1,8 @@
 """How many frames a second reach sockets, beside a bare broadcast loop; and what a socket costs.
 
-Both sides run closed loop: one observing socket sees a frame arrive and asks for the next, so that neither
-conflates (a frame left out would not count) nor queues without end.
+The bare loop runs closed loop: one observing socket sees a frame arrive and asks for the next. Ours puts changes
+that come while it sends into one frame, so it is given changes faster than it can send them, and only frames
+that arrive are counted.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +32,10 @@ from coffee_rt.store.view_catalogue import PostgresViewCatalogue
 VIEW = "hourly"
 ROWS = 5
 """Rows of a frame: with five a frame has about the payload of the bare loop's."""
-WINDOW = 2
-"""Broadcasts under way: one being sent while the next one travels."""
+WINDOW = 3
+"""Broadcasts of the bare loop under way: enough that the next one always waits at the server."""
+OFFERED_FRAMES_PER_SECOND = 250_000
+"""Frames that the changes given to ours would make, one by one: above what any server here can send."""
 SUBSCRIBE = f'{{"type":"subscribe","id":1,"channel":"view:{VIEW}"}}'
 
 
@@ -40,6 +44,8 @@ class _Observer(WSListener):
 
     def __init__(self) -> None:
         self.arrived = asyncio.Event()
+        self.started = 0
+        """Broadcasts asked for."""
         self.frames = 0
         self.frame_bytes = 0
 
@@ -142,7 +148,8 @@ async def _measure_ours(stack: Stack, epoch: str, sockets: int, seconds: float) 
     transport, _ = await ws_connect(lambda: observer, f"ws://127.0.0.1:{port}/ws")
     transport.send(WSMsgType.TEXT, SUBSCRIBE.encode())
     try:
-        return await _run(process, fanout, memory, observer, start_next, seconds)
+        pace = sockets / OFFERED_FRAMES_PER_SECOND
+        return await _run(process, fanout, memory, observer, start_next, seconds, pace)
     finally:
         await channels.close()
 
@@ -205,15 +212,14 @@ async def _run(
     observer: _Observer,
     start_next: Callable[[], Awaitable[None]],
     seconds: float,
+    pace_seconds: float | None = None,
 ) -> _Measured:
     assert process.stdin is not None
-    for _ in range(WINDOW):
-        await start_next()
-    await _keep_going(observer, start_next, 0.5)
+    await _keep_going(observer, start_next, 0.5, pace_seconds)
     process.stdin.write(b"count\n")
     await process.stdin.drain()
     began, cpu_before = time.perf_counter(), server.cpu_seconds
-    await _keep_going(observer, start_next, seconds)
+    await _keep_going(observer, start_next, seconds, pace_seconds)
     spent, cpu = time.perf_counter() - began, server.cpu_seconds - cpu_before
     answer, _ = await asyncio.wait_for(process.communicate(b""), 60)
     tally = msgspec.json.decode(answer.splitlines()[-1], type=Tally)
@@ -222,16 +228,21 @@ async def _run(
 
 
 async def _keep_going(
-    observer: _Observer, start_next: Callable[[], Awaitable[None]], seconds: float
+    observer: _Observer,
+    start_next: Callable[[], Awaitable[None]],
+    seconds: float,
+    pace_seconds: float | None,
 ) -> None:
+    """Start broadcasts at a pace, or with none as they arrive."""
     deadline = time.perf_counter() + seconds
-    seen = observer.frames
     while time.perf_counter() < deadline:
-        try:
-            await asyncio.wait_for(observer.arrived.wait(), 1.0)
-        except TimeoutError:
+        if pace_seconds is not None:
+            await start_next()
+            await asyncio.sleep(pace_seconds)
+            continue
+        while observer.started - observer.frames < WINDOW:
+            observer.started += 1
             await start_next()
         observer.arrived.clear()
-        for _ in range(observer.frames - seen):
-            await start_next()
-        seen = observer.frames
+        with suppress(TimeoutError):
+            await asyncio.wait_for(observer.arrived.wait(), 1.0)
