@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from itertools import count
 
 from coffee_rt.domain.ids import IdMinter
@@ -10,8 +11,13 @@ from coffee_rt.domain.views import ViewDefinition, parse_view
 from coffee_rt.domain.wire import hash_body
 
 NOW_MS = 1_763_000_000_000
-_minter = IdMinter()
+# One for each millisecond: a minter never goes back in time, and tests live in different years.
+_minters: defaultdict[int, IdMinter] = defaultdict(IdMinter)
 _serial = count(1)
+
+
+def _mint(at_ms: int, shard: int) -> bytes:
+    return _minters[at_ms].mint(at_ms, shard)
 
 
 def an_order(
@@ -32,7 +38,7 @@ def an_order(
 ) -> Order:
     """An order accepted at NOW_MS unless told otherwise; each with an id of its own."""
     return Order(
-        order_id=order_id or _minter.mint(accepted_at_us // 1000, shard),
+        order_id=order_id or _mint(accepted_at_us // 1000, shard),
         tenant=tenant,
         store=store,
         drink=drink,
