@@ -54,6 +54,10 @@ DatabaseUrl = Annotated[
     typer.Option("--database-url", help="PostgreSQL, e.g. postgresql://me:secret@localhost/coffee"),
 ]
 
+ViewName = Annotated[str, typer.Argument(help="Name of the view, e.g. hourly.")]
+Since = Annotated[str | None, typer.Option("--from", help="From this time (ISO 8601).")]
+Until = Annotated[str | None, typer.Option("--to", help="Up to this time (ISO 8601).")]
+
 
 @app.command(rich_help_panel=_START)
 def up(
@@ -180,9 +184,9 @@ def migrate(data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
 
 @app.command(rich_help_panel=_CARE)
 def rebuild(
-    view: Annotated[str, typer.Argument(help="Name of the view, e.g. hourly.")],
-    start: Annotated[str | None, typer.Option("--from", help="From this time (ISO 8601).")] = None,
-    end: Annotated[str | None, typer.Option("--to", help="Up to this time (ISO 8601).")] = None,
+    view: ViewName,
+    start: Since = None,
+    end: Until = None,
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
 ) -> None:
@@ -196,9 +200,9 @@ def rebuild(
 
 @app.command(rich_help_panel=_CARE)
 def audit(
-    view: Annotated[str, typer.Argument(help="Name of the view, e.g. hourly.")],
-    start: Annotated[str | None, typer.Option("--from", help="From this time (ISO 8601).")] = None,
-    end: Annotated[str | None, typer.Option("--to", help="Up to this time (ISO 8601).")] = None,
+    view: ViewName,
+    start: Since = None,
+    end: Until = None,
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
 ) -> None:

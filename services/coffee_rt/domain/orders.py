@@ -22,8 +22,6 @@ ORDERED_AHEAD_SECONDS_MAX = 300
 """Tolerated clock error of a till. Further in the future is refused."""
 ORDERED_AGE_SECONDS_MAX = 366 * 24 * 3600
 """Oldest event time taken; its view buckets must still be maintained."""
-LATE_SECONDS = 24 * 3600
-"""An order whose event time is further from its acceptance than this is late: a partial index finds it."""
 
 DEFAULT_TENANT = 0
 
@@ -56,10 +54,6 @@ class Order(msgspec.Struct, array_like=True, frozen=True, gc=False):
     @property
     def revenue_minor(self) -> int:
         return self.price_minor * self.quantity
-
-    @property
-    def is_late(self) -> bool:
-        return abs(self.accepted_at_us - self.ordered_at_us) > LATE_SECONDS * 1_000_000
 
 
 def check_text(text: str, bytes_max: int, place: str, *, empty_ok: bool = False) -> str:
