@@ -80,11 +80,11 @@ class DataDirectory:
         self._lock = None
 
     def write_address(self, address: str) -> None:
-        _write(self.address_file, address + "\n", 0o644)
+        replace_file(self.address_file, address + "\n", 0o644)
 
     def write_environment(self, environ: dict[str, str]) -> None:
         lines = [f"{name}={shlex.quote(value)}\n" for name, value in sorted(environ.items())]
-        _write(self.environment_file, "".join(lines), 0o600)
+        replace_file(self.environment_file, "".join(lines), 0o600)
 
     def bound_logs(self) -> None:
         """Move logs that grew too long aside. Children append, so a truncated file goes on from 0."""
@@ -104,7 +104,7 @@ def running_environment(path: Path) -> dict[str, str] | None:
     return {name: "".join(shlex.split(value)) for name, _, value in words}
 
 
-def _write(path: Path, text: str, mode: int) -> None:
+def replace_file(path: Path, text: str, mode: int) -> None:
     """Replace a file as a whole: a reader sees the old text or the new."""
     staged = path.with_name(path.name + ".new")
     staged.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from coffee_rt.embedded.directory import replace_file
 from coffee_rt.embedded.log_tail import LogTail
 from coffee_rt.embedded.server_process import ServerProblem, tail
 
@@ -72,7 +73,7 @@ class Supervisor:
     async def launch(self, part: Part) -> None:
         """Start a part without waiting for it."""
         part.handle = await part.launch()
-        (self._pids / part.name).write_text(f"{part.handle.pid}\n")
+        replace_file(self._pids / part.name, f"{part.handle.pid}\n", mode=0o644)
 
     async def bring_up(self, part: Part) -> None:
         """Start a part (unless launched) and return when it is ready; from then on it is kept running.
