@@ -9,7 +9,7 @@ from coffee_rt.domain.wire import decode_record
 from coffee_rt.streams.contract import EntryId, Position
 from coffee_rt.streams.flush import ProducerLimits
 from tests.contract.test_streams_groups import append_entries, read_some
-from tests.streams_bed import Bed, an_append
+from tests.streams_bed import Bed, RedisBed, an_append
 
 
 async def test_only_what_every_group_acknowledged_is_trimmed(bed: Bed) -> None:
@@ -86,6 +86,12 @@ async def test_a_foreign_group_pins_entries_and_is_named(bed: Bed) -> None:
     await bed.destroy_group(0, "stranger")
     assert await keeper.foreign_groups() == {}
     assert await keeper.trim(0, 0.0) == 3
+
+
+async def test_a_server_that_does_not_keep_what_it_answered_is_named(bed: Bed) -> None:
+    """The tests' server writes nothing to disk; memory is as safe as it can be."""
+    expected = ["append-only"] if isinstance(bed, RedisBed) else []
+    assert await bed.keeper().unsafe_reasons() == expected
 
 
 async def test_backlog_counts_records_by_the_counters(bed: Bed) -> None:

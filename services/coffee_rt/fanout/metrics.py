@@ -9,6 +9,8 @@ sessions = gauge(
     "Open client sessions by kind (websocket, stream, dashboard). What the process scales on.",
     ["kind"],
 )
+for _kind in ("websocket", "stream", "dashboard"):
+    sessions.labels(_kind)
 subscriptions = gauge("coffee_rt_fanout_subscriptions_count", "Open subscriptions of all sessions.")
 frames = counter("coffee_rt_fanout_frames_total", "Frames written to sockets by type.", ["type"])
 frame_bytes = counter("coffee_rt_fanout_frame_bytes_total", "Bytes of frames written to sockets.")

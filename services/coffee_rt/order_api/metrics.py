@@ -29,6 +29,11 @@ REFUSALS = counter(
     "Requests refused before the log could be harmed, by reason. Rising: see backlog and Redis memory.",
     ("reason",),
 )
+for _outcome in ("new", "duplicate", "conflict", "rejected", "failed"):
+    ORDERS.labels(_outcome)
+for _reason in ("rate", "log-memory", "log-bytes", "log-age", "log-filling", "backlog"):
+    # At 0 before the first one, so that the first one is a rise.
+    REFUSALS.labels(_reason)
 ACK_WAITS = gauge(
     "coffee_rt_order_api_ack_waits",
     "Requests waiting for stored or visible. Near the maximum: workers or aggregators are behind.",

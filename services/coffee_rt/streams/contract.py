@@ -260,3 +260,7 @@ class LogKeeper(Protocol):
 
     async def memory(self) -> tuple[int, int]:
         """Bytes used and the maximum (0: no maximum)."""
+
+    async def unsafe_reasons(self) -> list[str]:
+        """Why the server may lose what it answered (server_safety.REASONS); empty: as far as it says, it
+        can't."""

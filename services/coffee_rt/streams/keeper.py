@@ -28,6 +28,7 @@ from coffee_rt.streams.flush import position_of_value
 from coffee_rt.streams.reader import create_group
 from coffee_rt.streams.redis import Argument, Connector, Link, ReplyError
 from coffee_rt.streams.scripts import BACKLOG, FOLLOW, LEAVE, SETTLED, TRIM, Script
+from coffee_rt.streams.server_safety import judge_server, worst_of
 from coffee_rt.streams.shards import LogKeys
 
 TRIM_ENTRIES_MAX = 10_000
@@ -157,6 +158,24 @@ class RedisKeeper:
         metrics.MEMORY_BYTES.labels("used").set(used)
         metrics.MEMORY_BYTES.labels("maximum").set(maximum)
         return used, maximum
+
+    async def unsafe_reasons(self) -> list[str]:
+        # Each shard's server: they may be several, and a reply is small.
+        judged = worst_of([await self._judge_server(shard) for shard in range(self.shards)])
+        for reason, is_unsafe in judged.items():
+            metrics.UNSAFE.labels(reason).set(is_unsafe)
+        return [reason for reason, is_unsafe in judged.items() if is_unsafe]
+
+    async def _judge_server(self, shard: int) -> dict[str, bool]:
+        info = await self._call(shard, "INFO", "memory")
+        info += await self._call(shard, "INFO", "persistence")
+        link = await self._link(shard)
+        try:
+            fsync = await link.call("CONFIG", "GET", "appendfsync", seconds_max=self._seconds_max)
+        except ReplyError:
+            # Servers run by others often don't allow CONFIG; the connection is as good as before.
+            fsync = None
+        return judge_server(info, fsync)
 
     async def find_order(self, order_id: bytes) -> tuple[Position, bytes] | None:
         position = await self._find_client_id(order_id)

@@ -252,6 +252,9 @@ class MemoryKeeper:
     async def memory(self) -> tuple[int, int]:
         return self._log.memory_bytes, self._log.memory_bytes_max
 
+    async def unsafe_reasons(self) -> list[str]:
+        return []
+
     async def find_order(self, order_id: bytes) -> tuple[Position, bytes] | None:
         for shard, state in enumerate(self._log.shards):
             value, expires = state.keys.get(b"o" + order_id, (b"", 0))

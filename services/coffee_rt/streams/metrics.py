@@ -82,3 +82,17 @@ MEMORY_BYTES = metrics.gauge(
     "Memory of Redis: used, and the maximum (0: none set). Near the maximum, orders are refused.",
     ("kind",),
 )
+UNSAFE = metrics.gauge(
+    "coffee_rt_log_unsafe_ratio",
+    "1 where Redis may lose what it answered, by reason: eviction, append-only, fsync, disk. A reason it does "
+    "not tell of is absent. Above 0: set it as docs/guarantees.md says; coffee-rt doctor has the commands.",
+    ("reason",),
+)
+
+
+def prepare_shards(shards: int) -> None:
+    """Have the counts of what should never happen at 0 before it happens: Prometheus sees no rise in a
+    series that begins at 1."""
+    for shard in map(str, range(shards)):
+        for never in (GAP_RECORDS, ENTRIES_VANISHED, GROUPS_RECREATED):
+            never.labels(shard)

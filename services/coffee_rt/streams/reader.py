@@ -54,6 +54,7 @@ class RedisReader:
         self._consumer = consumer
         self._reply_seconds_max = reply_seconds_max
         self._shards = [_Shard(number) for number in range(keys.shards)]
+        metrics.prepare_shards(keys.shards)
 
     @property
     def shards(self) -> int:

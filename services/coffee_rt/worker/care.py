@@ -1,4 +1,5 @@
-"""The worker's chores: partitions made ahead, retention, heartbeat, trim, ledger compaction, conservation.
+"""The worker's chores: partitions made ahead, retention, heartbeat, trim, ledger compaction, conservation,
+the settings of the log's server.
 
 Each chore may run in every worker at any time (the store and the log see to that), fails without harm and
 is tried again at its next turn.
@@ -7,14 +8,14 @@ is tried again at its next turn.
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from coffee_rt.errors import Retryable
 from coffee_rt.runtime.breaker import CircuitBreaker
 from coffee_rt.runtime.clock import Clock
 from coffee_rt.runtime.logs import Log
-from coffee_rt.store.contract import FEATURE_LEVEL, StoreKeeper
+from coffee_rt.store.contract import FEATURE_LEVEL, PartitionState, StoreKeeper
 from coffee_rt.streams.contract import STORE_GROUP, EntryId, LogKeeper
 from coffee_rt.worker import metrics
 
@@ -62,6 +63,7 @@ class Caretaker:
         self._limits = limits
         self._uniform = uniform
         self._is_timeline_told = True
+        self._unsafe_reasons: list[str] = []
 
     async def prepare_store(self) -> None:
         """What must hold before the first commit. Raises Retryable, or Rejected for another shard count."""
@@ -76,11 +78,12 @@ class Caretaker:
         await self.follow_timeline()
 
     async def run_often(self) -> None:
-        """Every `care_seconds`, for ever: heartbeat, timeline, trim, backlog and conservation."""
+        """Every `care_seconds`, for ever: heartbeat, timeline, backlog, conservation, the log's server, trim."""
         chores = {
             "heartbeat": self.heartbeat,
             "timeline": self.follow_timeline,
             "conservation": self.check_conservation,
+            "server": self.check_server,
             "trim": self.trim,
         }
         seconds = self._limits.care_seconds
@@ -144,6 +147,8 @@ class Caretaker:
             made = await self._store_keeper.ensure_partitions(
                 now_ms, self._limits.partition_days_ahead
             )
+            partitions = await self._store_keeper.partitions()
+        metrics.PARTITIONS_END.set(covered_to_ms(partitions, now_ms) / 1000)
         if made:
             self._log.info("partitions made", partitions=made)
 
@@ -188,6 +193,18 @@ class Caretaker:
         if foreign:
             self._log.warning("unregistered groups keep the log from being trimmed", groups=foreign)
 
+    async def check_server(self) -> None:
+        """Say when the log's server is no longer set up to keep what it answered, and when it is again."""
+        async with self._log_breaker:
+            reasons = await self._log_keeper.unsafe_reasons()
+        if reasons == self._unsafe_reasons:
+            return
+        self._unsafe_reasons = reasons
+        if reasons:
+            self._log.error("the log's server may lose what it answered", reasons=reasons)
+        else:
+            self._log.info("the log's server keeps what it answers again")
+
     async def check_conservation(self) -> None:
         """Per shard: accepted minus accounted for, over the entries below the lowest unacknowledged."""
         shards = range(self._log_keeper.shards)
@@ -212,6 +229,15 @@ class Caretaker:
                     below=str(below),
                     sums=sums,
                 )
+
+
+def covered_to_ms(partitions: Sequence[PartitionState], now_ms: int) -> int:
+    """Where the first gap begins (Unix ms) in the days of partitions from now on; `now_ms` when now is in one."""
+    covered = now_ms
+    for partition in sorted(partitions, key=lambda each: each.start_ms):
+        if partition.start_ms <= covered:
+            covered = max(covered, partition.end_ms)
+    return covered
 
 
 def accounted(sums: dict[str, int]) -> int:

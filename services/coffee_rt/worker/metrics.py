@@ -17,6 +17,17 @@ DEAD_LETTERS = metrics.counter(
     "Records that can't be stored, by reason. Above 0: read them in dead_letters and find their writer.",
     ("code",),
 )
+for _code in (
+    "bad-data",
+    "foreign-entry",
+    "found-by-store",
+    "miscounted-entry",
+    "order-id-time",
+    "unreadable-record",
+    "unstorable-entry",
+):
+    # At 0 before the first one, so that the first one is a rise.
+    DEAD_LETTERS.labels(_code)
 ENTRIES = metrics.counter(
     "coffee_rt_worker_entries_total",
     "Entries committed: stored, or seen before (a redelivery that the ledger absorbed).",
@@ -85,4 +96,9 @@ GROUPS_SET_BACK = metrics.counter(
 LEDGER_COMPACTED = metrics.counter(
     "coffee_rt_worker_ledger_compacted_entries_total",
     "Ledger rows moved into their shard's sum because their entries left the log.",
+)
+PARTITIONS_END = metrics.gauge(
+    "coffee_rt_worker_partitions_end_timestamp_seconds",
+    "Unix time up to which orders have a partition for each day, from today on. Less than two days ahead: "
+    "the hourly chore fails; the worker's log has its error.",
 )
