@@ -4,11 +4,7 @@ Names, labels and what the pods of all processes share.
 Most helpers take a dict of `root` (the template's own context $), `component` (order-api, worker, aggregator, fanout,
 query-api, operator, migrate, valkey, postgresql) and, where they need the process's values, `values`.
 
-_stores.tpl gives, for both stores and all their modes:
-  coffee-rt.stores.env            (root)  EnvVars COFFEE_RT_REDIS_URL, COFFEE_RT_DATABASE_URL and, where there is one,
-                                          COFFEE_RT_DATABASE_REPLICA_URL, each by secretKeyRef
-  coffee-rt.valkey.maxmemoryBytes (root)  bytes one Valkey may hold (0: not known, external)
-  coffee-rt.valkey.primaries      (root)  servers that share the streams (1, or cluster.primaries)
+What they need of the stores (addresses, limits, peers) is in _stores.tpl, what must add up in _checks.tpl.
 */}}
 
 {{- define "coffee-rt.name" -}}
@@ -38,6 +34,19 @@ _stores.tpl gives, for both stores and all their modes:
 app.kubernetes.io/name: {{ include "coffee-rt.name" .root }}
 app.kubernetes.io/instance: {{ .root.Release.Name }}
 app.kubernetes.io/component: {{ .component }}
+{{- end }}
+
+{{/* (root, component): labels of pods; those of other objects have more, which must not roll pods. */}}
+{{- define "coffee-rt.podLabels" -}}
+{{ include "coffee-rt.selectorLabels" . }}
+app.kubernetes.io/part-of: coffee-rt
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+{{- with .root.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- with (.values | default dict).podLabels }}
+{{ toYaml . }}
+{{- end }}
 {{- end }}
 
 {{/* (root, component) */}}
@@ -98,21 +107,17 @@ settings change, or what the process mounts (`hashed`); its own settings are in 
 {{- define "coffee-rt.podMetadata" -}}
 annotations:
   checksum/settings: {{ print (include "coffee-rt.settings" .root) (.hashed | default "") | sha256sum }}
+  checksum/stores: {{ include "coffee-rt.storesChecksum" .root }}
   {{- with merge (dict) .values.podAnnotations .root.Values.commonAnnotations }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
 labels:
-  {{- include "coffee-rt.labels" . | nindent 2 }}
-  {{- with .values.podLabels }}
-  {{- toYaml . | nindent 2 }}
-  {{- end }}
+  {{- include "coffee-rt.podLabels" . | nindent 2 }}
 {{- end }}
 
 {{/* (root, component, values, volumes): a pod's spec but for its containers. `volumes` are the process's own. */}}
 {{- define "coffee-rt.podSpec" -}}
-{{- if hasKey .values "serviceAccount" }}
 serviceAccountName: {{ include "coffee-rt.serviceAccountName" . }}
-{{- end }}
 automountServiceAccountToken: {{ .token | default false }}
 enableServiceLinks: false
 {{- with .root.Values.imagePullSecrets }}
@@ -144,14 +149,16 @@ topologySpreadConstraints:
   {{- if .values.topologySpreadConstraints }}
   {{- toYaml .values.topologySpreadConstraints | nindent 2 }}
   {{- else }}
-  {{- include "coffee-rt.spread" . | nindent 2 }}
+  {{- include "coffee-rt.spread" . | trim | nindent 2 }}
   {{- end }}
 {{- end }}
 volumes:
   - name: tmp
     emptyDir:
       sizeLimit: 64Mi
-  {{- include "coffee-rt.authorityVolumes" .root | nindent 2 }}
+  {{- with include "coffee-rt.authorityVolumes" .root }}
+  {{- . | trim | nindent 2 }}
+  {{- end }}
   {{- with .volumes }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
@@ -186,7 +193,9 @@ resources:
 volumeMounts:
   - name: tmp
     mountPath: /tmp
-  {{- include "coffee-rt.authorityMounts" .root | nindent 2 }}
+  {{- with include "coffee-rt.authorityMounts" .root }}
+  {{- . | trim | nindent 2 }}
+  {{- end }}
   {{- with .mounts }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
@@ -197,12 +206,10 @@ volumeMounts:
 
 {{/* (values): traffic goes on arriving for a moment after a pod was told to stop; only then the drain begins. */}}
 {{- define "coffee-rt.preStop" -}}
-{{- if .values.preStopSeconds }}
 lifecycle:
   preStop:
     exec:
       command: [sleep, {{ .values.preStopSeconds | quote }}]
-{{- end }}
 {{- end }}
 
 {{/* Liveness asks no server: a dead database must not restart everything. Readiness says which part is not ready. */}}
@@ -260,7 +267,7 @@ COFFEE_RT_HTTP_PORT: "8000"
 
 {{/* (root, component, values): the variables of one process; the shared ones come from the ConfigMap. */}}
 {{- define "coffee-rt.env" -}}
-{{- $drain := sub .values.terminationGracePeriodSeconds .values.preStopSeconds 5 | int -}}
+{{- $drain := sub .values.terminationGracePeriodSeconds (add .values.preStopSeconds 5) | int -}}
 {{- if lt $drain 5 -}}
 {{- fail (printf "%s: terminationGracePeriodSeconds %v less preStopSeconds %v less 5 to spare leaves %d s to drain; it needs 5" .component .values.terminationGracePeriodSeconds .values.preStopSeconds $drain) -}}
 {{- end -}}
@@ -277,13 +284,25 @@ COFFEE_RT_HTTP_PORT: "8000"
 - name: {{ $name }}
   value: {{ $value | quote }}
 {{- end }}
-{{ include "coffee-rt.stores.env" .root }}
+{{- include "coffee-rt.storesEnv" .root }}
+{{- include "coffee-rt.authorityEnv" .root }}
 {{- with .values.extraEnv }}
 {{ toYaml . }}
 {{- end }}
 {{- end }}
 
-{{/* (root): authorities of the stores' certificates, where a Secret holds one. */}}
+{{/* (root): authorities of the stores' certificates, where a Secret holds one. asyncpg reads PGSSLROOTCERT. */}}
+{{- define "coffee-rt.authorityEnv" -}}
+{{- if .Values.tls.redisCaSecret }}
+- name: COFFEE_RT_REDIS_CA_FILE
+  value: /etc/coffee-rt/tls/redis/ca.crt
+{{- end }}
+{{- if .Values.tls.databaseCaSecret }}
+- name: PGSSLROOTCERT
+  value: /etc/coffee-rt/tls/database/ca.crt
+{{- end }}
+{{- end }}
+
 {{- define "coffee-rt.authorityVolumes" -}}
 {{- range $store, $secret := dict "redis" .Values.tls.redisCaSecret "database" .Values.tls.databaseCaSecret }}
 {{- if $secret }}
@@ -307,18 +326,18 @@ COFFEE_RT_HTTP_PORT: "8000"
 
 {{/* (root, component, values) */}}
 {{- define "coffee-rt.serviceAccountName" -}}
-{{- with .values.serviceAccount -}}
-{{- .name | default (.create | ternary (include "coffee-rt.componentName" $) "default") -}}
-{{- end -}}
+{{- $account := .values.serviceAccount | default (dict "create" true) -}}
+{{- $account.name | default (ternary (include "coffee-rt.componentName" .) "default" $account.create) -}}
 {{- end }}
 
 {{/* (root, component, values) */}}
 {{- define "coffee-rt.serviceAccount" -}}
-{{- if .values.serviceAccount.create }}
+{{- $account := .values.serviceAccount | default (dict "create" true) -}}
+{{- if $account.create }}
 apiVersion: v1
 kind: ServiceAccount
 metadata:
-  {{- include "coffee-rt.metadata" (dict "root" .root "component" .component "name" (include "coffee-rt.serviceAccountName" .) "annotations" .values.serviceAccount.annotations) | nindent 2 }}
+  {{- include "coffee-rt.metadata" (dict "root" .root "component" .component "name" (include "coffee-rt.serviceAccountName" .) "annotations" $account.annotations) | nindent 2 }}
 automountServiceAccountToken: false
 {{- end }}
 {{- end }}
@@ -340,7 +359,10 @@ spec:
 {{- end }}
 {{- end }}
 
-{{/* (root, component, values, metrics): an HPA on CPU, and on `metrics` where the backend is prometheus-adapter. */}}
+{{/* (root, component, values, scale): an HPA on CPU, and on `scale` where the backend is prometheus-adapter.
+
+minReplicas is the same at each render: Helm changes only what differs between two of its manifests, so a floor that
+the operator has raised meanwhile stays. */}}
 {{- define "coffee-rt.autoscaler" -}}
 {{- with .values.autoscaling }}
 {{- if .enabled }}
@@ -362,8 +384,17 @@ spec:
         target:
           type: Utilization
           averageUtilization: {{ .targetCPUUtilizationPercentage }}
-    {{- with $.metrics }}
-    {{- . | nindent 4 }}
+    {{- if and $.scale (eq $.root.Values.autoscaling.backend "prometheus-adapter") }}
+    - type: External
+      external:
+        metric:
+          name: {{ $.scale.metric }}
+          selector:
+            matchLabels:
+              app_kubernetes_io_instance: {{ $.root.Release.Name }}
+        target:
+          type: AverageValue
+          averageValue: {{ $.scale.perPod | quote }}
     {{- end }}
   behavior:
     {{- toYaml .behavior | nindent 4 }}
@@ -396,4 +427,51 @@ selector:
 {{/* (root): the Secret with the first API key. */}}
 {{- define "coffee-rt.apiKeySecret" -}}
 {{- .Values.auth.existingSecret | default (printf "%s-api-key" (include "coffee-rt.fullname" .)) -}}
+{{- end }}
+
+{{/* (root, component, values, scale): KEDA's object on CPU and a Prometheus query. While Prometheus is away it holds what
+there is, but one pod at least: pending work is never scaled away. */}}
+{{- define "coffee-rt.scaledObject" -}}
+{{- with .values.autoscaling }}
+{{- if .enabled }}
+apiVersion: keda.sh/v1alpha1
+kind: ScaledObject
+metadata:
+  {{- include "coffee-rt.metadata" $ | nindent 2 }}
+spec:
+  scaleTargetRef:
+    name: {{ include "coffee-rt.componentName" $ }}
+  minReplicaCount: {{ .minReplicas }}
+  maxReplicaCount: {{ .maxReplicas }}
+  pollingInterval: {{ $.root.Values.autoscaling.keda.pollingInterval }}
+  cooldownPeriod: {{ $.root.Values.autoscaling.keda.cooldownPeriod }}
+  fallback:
+    failureThreshold: 3
+    replicas: {{ max 1 .minReplicas }}
+    behavior: currentReplicasIfHigher
+  advanced:
+    horizontalPodAutoscalerConfig:
+      name: {{ include "coffee-rt.componentName" $ }}
+      behavior:
+        {{- toYaml .behavior | nindent 8 }}
+  triggers:
+    - type: cpu
+      metricType: Utilization
+      metadata:
+        value: {{ .targetCPUUtilizationPercentage | quote }}
+    - type: prometheus
+      metricType: AverageValue
+      metadata:
+        serverAddress: {{ $.root.Values.autoscaling.keda.prometheusAddress }}
+        query: {{ $.scale.query | quote }}
+        threshold: {{ $.scale.perPod | quote }}
+        # A missing series is an error, not an empty backlog.
+        ignoreNullValues: "false"
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* (root): labels by which Prometheus tells the pods of this release. */}}
+{{- define "coffee-rt.promSelector" -}}
+{{- printf "namespace=\"%s\",pod=~\"%s-.*\"" .Release.Namespace (include "coffee-rt.fullname" .) -}}
 {{- end }}
