@@ -7,7 +7,8 @@ from itertools import count
 
 from coffee_rt.domain.ids import IdMinter
 from coffee_rt.domain.orders import Order
-from coffee_rt.domain.views import ViewDefinition, parse_view
+from coffee_rt.domain.view_documents import parse_view
+from coffee_rt.domain.views import ViewDefinition
 from coffee_rt.domain.wire import hash_body
 
 NOW_MS = 1_763_000_000_000

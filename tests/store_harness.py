@@ -24,6 +24,7 @@ from coffee_rt.store.contract import (
 )
 from coffee_rt.store.keeper import PostgresKeeper
 from coffee_rt.store.keys import PostgresApiKeys
+from coffee_rt.store.letter_redriver import PostgresLetterRedriver
 from coffee_rt.store.memory import (
     MemoryApiKeys,
     MemoryKeeper,
@@ -31,9 +32,11 @@ from coffee_rt.store.memory import (
     MemoryOrderWriter,
 )
 from coffee_rt.store.memory_database import MemoryDatabase, MemoryLane, MemoryView
+from coffee_rt.store.memory_redriver import MemoryLetterRedriver
 from coffee_rt.store.orders import PostgresOrderWriter
 from coffee_rt.store.pool import Pool, create_pool
 from coffee_rt.store.queries import PostgresOrderReader
+from coffee_rt.store.redrives import LetterRedriver
 from coffee_rt.store.view_catalogue import PostgresViewCatalogue
 from coffee_rt.store.view_tables import Catalogue, LiveView, deltas_table_of, load_catalogue
 from tests.builders import NOW_MS, an_order
@@ -49,6 +52,7 @@ class WriteStore:
     reader: OrderReader
     keeper: StoreKeeper
     keys: ApiKeyStore
+    redriver: LetterRedriver
     database: MemoryDatabase | None = None
     pool: Pool | None = None
 
@@ -92,6 +96,7 @@ async def a_write_store(database_url: str | None, **settings: Any) -> AsyncItera
             MemoryOrderReader(database),
             MemoryKeeper(database),
             MemoryApiKeys(database),
+            MemoryLetterRedriver(database, lambda: NOW_MS / 1000),
             database=database,
         )
         return
@@ -102,6 +107,7 @@ async def a_write_store(database_url: str | None, **settings: Any) -> AsyncItera
             PostgresOrderReader(pool),
             PostgresKeeper(pool),
             PostgresApiKeys(pool),
+            PostgresLetterRedriver(pool, id_age_days_max=36_500),
             pool=pool,
         )
     finally:

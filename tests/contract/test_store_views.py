@@ -14,6 +14,8 @@ from coffee_rt.domain.views import Bucket, ViewDefinition, compute_deltas, lane_
 from coffee_rt.errors import Rejected
 from coffee_rt.runtime.clock import SystemClock
 from coffee_rt.store.contract import (
+    FILE_OWNER,
+    NO_OWNER,
     Fold,
     ViewCatalogueStore,
     ViewFolder,
@@ -317,6 +319,104 @@ async def test_attributes_and_customers_are_dimensions(views: Views) -> None:
         assert await views.repairer.audit_chunk(chunk) == []
         assert await views.repairer.rebuild_chunk(chunk) == 0
     assert await views.rows() == expected(definition, orders)
+
+
+async def test_a_filter_holds_for_new_orders_and_for_history(views: Views) -> None:
+    filters = {"drink": ["latte", "it's \\' or 1=1 --"], "attributes.channel": ["", "kiosk"]}
+    orders = [
+        *some_orders(40, seed=1),
+        an_order(drink="it's \\' or 1=1 --", attributes=b'{"channel":"kiosk"}'),
+        an_order(attributes=b'{"channel":"web"}'),
+    ]
+    await views.store(orders[20:])
+    definition = await views.make(filter=filters)
+    await views.store(orders[:20])
+    await views.fold()
+    for chunk in await views.repairer.plan_chunks("sales_1", None, None):
+        await views.repairer.rebuild_chunk(chunk)
+        assert await views.repairer.audit_chunk(chunk) == []
+    assert await views.rows() == expected(definition, orders)
+    assert 0 < len(await views.rows()) < len(expected(a_view(), orders))
+    [state] = await views.catalogue.views()
+    assert state.definition == definition
+
+
+async def test_another_owners_view_is_left_alone(views: Views) -> None:
+    await views.make()
+    other = a_view(dimensions=["drink"], **LASTING)
+    await views.catalogue.ensure_views([other], "object:shop/sales")
+    [state] = await views.catalogue.views()
+    assert (state.owner, state.definition.dimensions) == (FILE_OWNER, ("store", "drink"))
+    with pytest.raises(Rejected):
+        await views.catalogue.drop_view("sales", "object:shop/sales")
+    await views.catalogue.drop_view("sales", FILE_OWNER)
+    assert await views.catalogue.views() == []
+
+
+async def test_a_files_view_may_be_taken_over_but_never_an_objects(views: Views) -> None:
+    definition = await views.make()
+    await views.catalogue.ensure_views([definition], "object:shop/sales", is_adopting=True)
+    await views.catalogue.ensure_views([definition], "object:bar/sales", is_adopting=True)
+    await views.catalogue.ensure_views([a_view(bucket="day")])
+    [state] = await views.catalogue.views()
+    assert (state.owner, state.internal) == ("object:shop/sales", "sales_1")
+    assert state.definition == definition
+
+
+async def test_a_released_view_belongs_to_whoever_defines_it_next(views: Views) -> None:
+    definition = a_view(**LASTING)
+    await views.catalogue.ensure_views([definition], "object:shop/sales")
+    assert not await views.catalogue.release_view("sales", "object:bar/sales")
+    assert await views.catalogue.release_view("sales", "object:shop/sales")
+    assert [state.owner for state in await views.catalogue.views()] == [NO_OWNER]
+    await views.catalogue.ensure_views([definition])
+    [state] = await views.catalogue.views()
+    assert (state.owner, state.internal) == (FILE_OWNER, "sales_1")
+
+
+async def test_another_retention_alone_changes_the_view_in_its_place(views: Views) -> None:
+    orders = some_orders(40)
+    await views.make()
+    await views.store(orders)
+    await views.fold()
+    await views.repairer.mark_backfilled("sales_1", None)
+    shorter = await views.make(retention_days=36_000)
+    [state] = await views.catalogue.views()
+    assert (state.internal, state.definition, state.is_live) == ("sales_1", shorter, True)
+    assert state.backfilled_to is None
+    assert await views.rows() == expected(shorter, orders)
+
+
+async def test_days_that_a_longer_retention_adds_are_filled_while_readers_keep_the_view(
+    views: Views,
+) -> None:
+    orders = some_orders(40)
+    await views.make(retention_days=2)
+    await views.store(orders)
+    folds = await views.fold()
+    assert sum(fold.expired_deltas for fold in folds) > 0
+    await views.repairer.mark_backfilled("sales_1", None)
+    longer = a_view(**LASTING)
+    assert await views.catalogue.ensure_views([longer]) == ["sales_1"]
+    [state] = await views.catalogue.views()
+    assert (state.is_live, state.backfilled_to) == (True, 0)
+    for chunk in await views.repairer.plan_chunks("sales_1", 0, None):
+        await views.repairer.rebuild_chunk(chunk)
+    await views.repairer.mark_backfilled("sales_1", None)
+    await views.store(late := some_orders(5, seed=9))
+    assert sum(fold.expired_deltas for fold in await views.fold()) == 0
+    assert await views.rows() == expected(longer, [*orders, *late])
+
+
+async def test_a_retention_changed_amid_a_replacement_keeps_the_replacement(views: Views) -> None:
+    await views.make()
+    await views.make(dimensions=["drink"])
+    await views.make(dimensions=["drink"], retention_days=36_000)
+    states = await views.catalogue.views()
+    assert [(state.internal, state.definition.retention_days) for state in states] == [
+        ("sales_2", 36_000),
+        ("sales_1", 36_500),
+    ]
 
 
 async def test_history_is_filled_for_a_view_made_later(views: Views) -> None:

@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coffee_rt.domain.orders import Order
+from coffee_rt.domain.view_documents import parse_view
 from coffee_rt.domain.views import (
     Bucket,
     compute_deltas,
     group_of,
     lane_of,
     merge_deltas,
-    parse_view,
 )
 from coffee_rt.errors import Rejected
 from tests.builders import NOW_MS, a_view, an_order
@@ -96,8 +96,29 @@ def test_lanes_are_stable_and_used_evenly() -> None:
     assert lane_of((0, 3600, "a", "b"), 8) == 2
 
 
+def test_a_filter_lets_in_orders_whose_every_field_has_one_of_its_values() -> None:
+    view = a_view(filter={"drink": ["latte", "tea"], "attributes.channel": "kiosk"})
+    kiosk = b'{"channel":"kiosk"}'
+    inside = [an_order(attributes=kiosk), an_order(drink="tea", attributes=kiosk)]
+    outside = [an_order(), an_order(drink="mocha", attributes=kiosk)]
+    assert compute_deltas(view, [*inside, *outside]) == compute_deltas(a_view(), inside)
+    assert compute_deltas(view, outside) == {}
+
+
+def test_a_missing_field_is_an_empty_text_to_a_filter() -> None:
+    view = a_view(filter={"customer_id": ["", "c1"]})
+    orders = [an_order(), an_order(customer_id="c1"), an_order(customer_id="c2")]
+    assert sum(delta.measures[0] for delta in compute_deltas(view, orders).values()) == 2
+
+
+def test_filters_that_mean_the_same_are_equal() -> None:
+    one = a_view(filter={"store": "a", "drink": ["x", "y"]})
+    other = a_view(filter={"drink": ["y", "x", "y"], "store": ["a"]})
+    assert one == other
+
+
 def test_a_definition_reads_back_from_its_own_document() -> None:
-    view = a_view(measures=EXTREMES, lanes=3, retention_days=9)
+    view = a_view(measures=EXTREMES, lanes=3, retention_days=9, filter={"store": ["b", "a"]})
     assert parse_view(view.to_dict()) == view
 
 
@@ -130,6 +151,15 @@ def test_buckets_get_coarser() -> None:
         ({"lanes": True}, "/lanes"),
         ({"retention_days": 1}, "/retention_days"),
         ({"colour": "blue"}, "/colour"),
+        ({"filter": "latte"}, "/filter"),
+        ({"filter": {"price": "1"}}, "/filter/price"),
+        ({"filter": {"drink": []}}, "/filter/drink"),
+        ({"filter": {"drink": ["latte", 7]}}, "/filter/drink/1"),
+        ({"filter": {"drink": {"not": "tea"}}}, "/filter/drink"),
+        ({"filter": {"drink": "x" * 129}}, "/filter/drink"),
+        ({"filter": {"drink": "nul \x00"}}, "/filter/drink"),
+        ({"filter": {"drink": [f"d{n}" for n in range(101)]}}, "/filter/drink"),
+        ({"filter": {f"attributes.a{n}": "x" for n in range(5)}}, "/filter"),
     ],
 )
 def test_bad_definitions_are_refused_naming_the_place(

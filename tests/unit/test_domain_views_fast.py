@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coffee_rt.domain.orders import Order
-from coffee_rt.domain.views import ViewDefinition, compute_deltas, compute_deltas_simply, parse_view
+from coffee_rt.domain.view_documents import parse_view
+from coffee_rt.domain.views import ViewDefinition, compute_deltas, compute_deltas_simply
 from tests.builders import an_order
 
 texts = st.sampled_from(["", "a", "b", "Łódź ☕", "\x1f"])
@@ -51,6 +52,11 @@ def definitions(draw: st.DrawFn) -> ViewDefinition:
                 f"m{n}": each
                 for n, each in enumerate(draw(st.lists(measure, min_size=1, max_size=4)))
             },
+            "filter": draw(
+                st.dictionaries(
+                    st.sampled_from(names), st.lists(texts, min_size=1, max_size=3), max_size=2
+                )
+            ),
         }
     )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from coffee_rt.domain.views import parse_view
+from coffee_rt.domain.view_documents import parse_view
 from coffee_rt.errors import Rejected
 from coffee_rt.store.definitions import load_definitions
 from coffee_rt.store.view_tables import decode_definition, encode_definition

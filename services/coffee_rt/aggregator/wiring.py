@@ -17,6 +17,7 @@ from coffee_rt.errors import Rejected, Retryable
 from coffee_rt.runtime.breaker import CircuitBreaker, backoff_seconds
 from coffee_rt.runtime.lifecycle import Lifecycle
 from coffee_rt.runtime.settings import SettingsError
+from coffee_rt.store.contract import FILE_OWNER, NO_OWNER, ViewState
 from coffee_rt.store.definitions import load_definitions
 from coffee_rt.store.migrations import pending_migrations
 from coffee_rt.store.pool import Pool, create_pool
@@ -63,15 +64,26 @@ class Aggregator:
             await self.catalogue.ensure_views(self.definitions)
         except Rejected as error:
             raise SettingsError(error.detail) from error
-        defined = {definition.name for definition in self.definitions}
-        for name in sorted(
-            {state.definition.name for state in await self.catalogue.views()} - defined
-        ):
-            # Never dropped by itself: a folder that was not mounted must not cost a year of history.
-            self.lifecycle.log.warning(
-                "view without a definition is kept", view=name, drop=f"coffee-rt drop-view {name}"
-            )
+        self._tell_strangers(await self.catalogue.views())
         await self.publisher.publish_catalogue()
+
+    def _tell_strangers(self, states: Sequence[ViewState]) -> None:
+        """Say which views and definitions don't go together; nothing is changed."""
+        log = self.lifecycle.log
+        defined = {definition.name for definition in self.definitions}
+        owners = {state.definition.name: state.owner for state in states}
+        for name, owner in sorted(owners.items()):
+            if name in defined and owner != FILE_OWNER:
+                log.warning(
+                    "definition is ignored: its view has another owner", view=name, owner=owner
+                )
+            elif name not in defined and owner in (FILE_OWNER, NO_OWNER):
+                # Never dropped by itself: a folder that was not mounted must not cost a year of history.
+                log.warning(
+                    "view without a definition is kept",
+                    view=name,
+                    drop=f"coffee-rt drop-view {name}",
+                )
 
     async def _until_done(self, step: Callable[[], Awaitable[None]]) -> None:
         """Repeat a step of the start until the servers are there."""
@@ -124,7 +136,7 @@ async def wired(settings: AggregatorSettings, lifecycle: Lifecycle) -> AsyncIter
         for name in ("postgresql", "redis")
     )
     pool = await create_pool(settings.database, application_name="coffee-rt-aggregator")
-    channels = RedisChannels(settings.redis.url, namespace=settings.namespace)
+    channels = RedisChannels(settings.redis, namespace=settings.namespace)
     publisher = Publisher(channels, redis)
     share = LaneShare(settings.instance, settings.steal_seconds)
     catalogue = PostgresViewCatalogue(pool, clock=clock)

@@ -8,7 +8,6 @@ workers write them blindly and folds apply them late.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -19,20 +18,10 @@ from typing import Any
 import msgspec
 
 from coffee_rt.domain.orders import DIMENSION_BYTES_MAX, Order
-from coffee_rt.errors import Rejected
 
 LANES_DEFAULT = 8
 """Lanes of a view: the largest number of pods that can fold it at once. Fixed when it is created."""
-DIMENSIONS_MAX = 4
-MEASURES_MAX = 12
 RETENTION_DAYS_DEFAULT = 400
-
-_NAME = re.compile(r"[a-z][a-z0-9_]{0,30}\Z")
-_ATTRIBUTE = re.compile(r"attributes\.([a-z][a-z0-9_]{0,30})\Z")
-_RESERVED = frozenset(
-    {"tenant", "bucket", "lane", "version", "newest_at", "xid", "rows", "from", "to"}
-)
-PLAIN_DIMENSIONS = ("store", "drink", "customer_id")
 
 
 class Bucket(Enum):
@@ -84,6 +73,9 @@ class ViewDefinition:
     measures: tuple[Measure, ...]
     lanes: int = LANES_DEFAULT
     retention_days: int = RETENTION_DAYS_DEFAULT
+    filter: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Only orders whose every field here has one of its values are in the view. Sorted, so that equal
+    filters are equal; a field that is missing from an order is "" as it is in a dimension."""
 
     @property
     def dimension_columns(self) -> tuple[str, ...]:
@@ -91,14 +83,14 @@ class ViewDefinition:
         return tuple(dimension.rpartition(".")[2] for dimension in self.dimensions)
 
     def to_dict(self) -> dict[str, Any]:
-        """The definition as parse_view reads it."""
+        """The definition as view_documents.parse_view reads it."""
         measures: dict[str, Any] = {}
         for measure in self.measures:
             is_count = measure.aggregate is Aggregate.COUNT
             measures[measure.name] = (
                 "count" if is_count else {measure.aggregate.value: measure.field.value}
             )
-        return {
+        document = {
             "name": self.name,
             "bucket": self.bucket.value,
             "dimensions": list(self.dimensions),
@@ -106,107 +98,9 @@ class ViewDefinition:
             "lanes": self.lanes,
             "retention_days": self.retention_days,
         }
-
-
-def parse_view(source: object) -> ViewDefinition:
-    """A definition from a decoded YAML or JSON document. Raises Rejected naming the place.
-
-    name: hourly
-    bucket: hour
-    dimensions: [store, drink]
-    measures: {orders: count, quantity: {sum: quantity}, revenue: {sum: revenue}}
-    """
-    document = _object(source, "")
-    _only(document, {"name", "bucket", "dimensions", "measures", "lanes", "retention_days"}, "")
-    name = _name(document.get("name"), "/name")
-    try:
-        bucket = Bucket(document.get("bucket"))
-    except ValueError:
-        raise Rejected("bad-view", "must be minute, hour or day", "/bucket") from None
-    dimensions = _dimensions(document.get("dimensions", []))
-    measures = _measures(document.get("measures"))
-    definition = ViewDefinition(
-        name=name,
-        bucket=bucket,
-        dimensions=dimensions,
-        measures=measures,
-        lanes=_integer(document.get("lanes", LANES_DEFAULT), 1, 64, "/lanes"),
-        retention_days=_integer(
-            document.get("retention_days", RETENTION_DAYS_DEFAULT), 2, 36_500, "/retention_days"
-        ),
-    )
-    columns = [*definition.dimension_columns, *(measure.name for measure in measures)]
-    for column in columns:
-        if columns.count(column) > 1:
-            raise Rejected("bad-view", f"the name {column} is used twice", "/measures")
-    return definition
-
-
-def _object(source: object, place: str) -> dict[str, Any]:
-    if not isinstance(source, dict) or not all(isinstance(key, str) for key in source):
-        raise Rejected("bad-view", "must be an object", place)
-    return source
-
-
-def _only(document: dict[str, Any], known: set[str], place: str) -> None:
-    for key in document:
-        if key not in known:
-            raise Rejected(
-                "bad-view", f"is not known; known are {', '.join(sorted(known))}", f"{place}/{key}"
-            )
-
-
-def _name(source: object, place: str) -> str:
-    if not isinstance(source, str) or not _NAME.match(source) or source in _RESERVED:
-        raise Rejected(
-            "bad-view",
-            "must be a name of lower-case letters, digits and _, at most 31, not reserved",
-            place,
-        )
-    return source
-
-
-def _integer(source: object, low: int, high: int, place: str) -> int:
-    if isinstance(source, bool) or not isinstance(source, int) or not low <= source <= high:
-        raise Rejected("bad-view", f"must be a whole number from {low} to {high}", place)
-    return source
-
-
-def _dimensions(source: object) -> tuple[str, ...]:
-    if not isinstance(source, list) or len(source) > DIMENSIONS_MAX:
-        raise Rejected("bad-view", f"must be a list of at most {DIMENSIONS_MAX}", "/dimensions")
-    for index, dimension in enumerate(source):
-        known = dimension in PLAIN_DIMENSIONS or (
-            isinstance(dimension, str) and _ATTRIBUTE.match(dimension)
-        )
-        if not known or dimension.rpartition(".")[2] in _RESERVED:
-            raise Rejected(
-                "bad-view",
-                f"must be {', '.join(PLAIN_DIMENSIONS)} or attributes.NAME",
-                f"/dimensions/{index}",
-            )
-    return tuple(source)
-
-
-def _measures(source: object) -> tuple[Measure, ...]:
-    document = _object(source, "/measures")
-    if not 0 < len(document) <= MEASURES_MAX:
-        raise Rejected("bad-view", f"must have 1 to {MEASURES_MAX} measures", "/measures")
-    return tuple(
-        _measure(_name(name, f"/measures/{name}"), what) for name, what in document.items()
-    )
-
-
-def _measure(name: str, what: object) -> Measure:
-    if what == "count":
-        return Measure(name, Aggregate.COUNT, Field.ORDERS)
-    if isinstance(what, dict) and len(what) == 1:
-        [(aggregate, field)] = what.items()
-        if aggregate in ("sum", "min", "max") and field in ("quantity", "price", "revenue"):
-            return Measure(name, Aggregate(aggregate), Field(field))
-    raise Rejected(
-        "bad-view", "must be count, or {sum|min|max: quantity|price|revenue}", f"/measures/{name}"
-    )
+        if self.filter:
+            document["filter"] = {field: list(values) for field, values in self.filter}
+        return document
 
 
 # A group: tenant, bucket start in Unix seconds, then the dimensions' texts.
@@ -250,6 +144,14 @@ def dimension_value(order: Order, dimension: str) -> str:
     return value if is_text else ""
 
 
+def choose_orders(definition: ViewDefinition, orders: Sequence[Order]) -> Sequence[Order]:
+    """The orders that the definition's filter lets in. SQL chooses the same (see store)."""
+    for field, values in definition.filter:
+        wanted = frozenset(values)
+        orders = [order for order in orders if dimension_value(order, field) in wanted]
+    return orders
+
+
 def field_value(order: Order, field: Field) -> int:
     if field is Field.REVENUE:
         return order.price_minor * order.quantity
@@ -285,7 +187,8 @@ def compute_deltas(definition: ViewDefinition, orders: Sequence[Order]) -> dict[
     an order at a time.
     """
     deltas: dict[Group, Delta] = {}
-    for group, members in _split_by_group(definition, orders).items():
+    chosen = choose_orders(definition, orders)
+    for group, members in _split_by_group(definition, chosen).items():
         measures = [_measure_orders(measure, members) for measure in definition.measures]
         deltas[group] = Delta(group, measures, max(map(_get_accepted_at, members)))
     return deltas
@@ -297,7 +200,7 @@ def compute_deltas_simply(
     """What compute_deltas must equal: an order at a time, merged by the algebra."""
     deltas: dict[Group, Delta] = {}
     fields = [measure.field for measure in definition.measures]
-    for order in orders:
+    for order in choose_orders(definition, orders):
         group = group_of(definition, order)
         delta = Delta(group, [field_value(order, field) for field in fields], order.accepted_at_us)
         known = deltas.get(group)

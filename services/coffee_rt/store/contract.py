@@ -19,8 +19,13 @@ from coffee_rt.errors import Retryable
 # The store must not import streams: entry ids travel as (milliseconds, sequence).
 EntryKey = tuple[int, int]
 
-FEATURE_LEVEL = 1
-"""What this release can maintain. A view that names a higher level needs a newer worker."""
+FEATURE_LEVEL = 2
+"""What this release can maintain. A view that names a higher level needs a newer worker. 2: filters."""
+
+FILE_OWNER = "file"
+"""Owner of the views that the aggregators' definitions make."""
+NO_OWNER = "kept"
+"""A view that outlived its object: maintained, and taken over by whoever defines its name next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +169,8 @@ class ViewState:
     """Unix seconds: buckets before it are filled; None when all are."""
     is_current: bool = True
     """False for a replacement that readers don't see yet."""
+    owner: str = FILE_OWNER
+    """FILE_OWNER, NO_OWNER, or what else defines it."""
 
 
 class ViewCatalogueStore(Protocol):
@@ -171,14 +178,28 @@ class ViewCatalogueStore(Protocol):
 
     async def views(self) -> list[ViewState]: ...
 
-    async def ensure_views(self, definitions: Sequence[ViewDefinition]) -> list[str]:
-        """Create what is missing, and a replacement for what changed; the internal names of the views
-        that still need a backfill."""
+    async def ensure_views(
+        self,
+        definitions: Sequence[ViewDefinition],
+        owner: str = FILE_OWNER,
+        *,
+        is_adopting: bool = False,
+    ) -> list[str]:
+        """Create what is missing, and a replacement for what changed (another retention alone changes
+        the view in its place); the internal names of the views that still need a backfill.
+
+        A name that another owner holds is left alone: see ViewState.owner. `is_adopting` takes it over
+        from FILE_OWNER. Raises Retryable while a process runs that is too old for a definition."""
 
     async def make_current(self, internal: str) -> None:
         """Put a filled replacement in the place of the view it replaces; its epoch is another."""
 
-    async def drop_view(self, name: str) -> None: ...
+    async def drop_view(self, name: str, owner: str | None = None) -> None:
+        """Drop a view and its replacement. Raises Rejected when there is none of that name, or with
+        `owner` none of that owner."""
+
+    async def release_view(self, name: str, owner: str) -> bool:
+        """Leave an owner's view to NO_OWNER; whether there was one."""
 
 
 class ViewFolder(Protocol):
@@ -269,6 +290,11 @@ class DeadLetter:
     detail: str
     raw: bytes
     created_at_us: int
+    redrive: str | None = None
+    """The newest redrive that tried it (see redrives)."""
+    outcome: str | None = None
+    redriven_at_us: int | None = None
+    """Since then the record is accounted for elsewhere, and readers are shown the letter no more."""
 
 
 RECENT_ROWS_MAX = 100_000

@@ -28,8 +28,8 @@ SELECT * FROM unnest($1::uuid[], $2::int4[], $3::uuid[]) ORDER BY 1
 ON CONFLICT DO NOTHING
 """
 
-_COLUMNS = """id, tenant, shard, entry_ms, entry_seq, batch_id, record_index, order_id,
-    code, detail, raw, created_at"""
+COLUMNS = """id, tenant, shard, entry_ms, entry_seq, batch_id, record_index, order_id,
+    code, detail, raw, created_at, redrive, outcome, redriven_at"""
 
 
 async def insert_dead_letters(connection: Any, entries: Sequence[EntryPlan]) -> None:
@@ -46,8 +46,8 @@ async def insert_dead_letters(connection: Any, entries: Sequence[EntryPlan]) -> 
         [entry.ledger_id.hex() for entry, _ in found],
         [record.index for _, record in found],
         [_uuid_text(record.order_id) for _, record in found],
-        [_storable(record.code) for _, record in found],
-        [_storable(record.detail) for _, record in found],
+        [storable(record.code) for _, record in found],
+        [storable(record.detail) for _, record in found],
         [record.raw for _, record in found],
     )
 
@@ -66,12 +66,12 @@ async def insert_aliases(connection: Any, aliases: Sequence[tuple[bytes, int, by
 async def find_dead_letter(pool: Pool, tenant: int, order_id: bytes) -> DeadLetter | None:
     """The newest dead letter of an order id."""
     row = await pool.fetchrow(
-        f"""SELECT {_COLUMNS} FROM dead_letters
-        WHERE order_id = $1 AND tenant = $2 ORDER BY id DESC LIMIT 1""",
+        f"""SELECT {COLUMNS} FROM dead_letters
+        WHERE order_id = $1 AND tenant = $2 AND redriven_at IS NULL ORDER BY id DESC LIMIT 1""",
         order_id.hex(),
         tenant,
     )
-    return None if row is None else _from_row(row)
+    return None if row is None else letter_of(row)
 
 
 async def list_dead_letters(
@@ -79,16 +79,18 @@ async def list_dead_letters(
 ) -> list[DeadLetter]:
     """Newest first, below id `before`."""
     rows = await pool.fetch(
-        f"""SELECT {_COLUMNS} FROM dead_letters
-        WHERE id < $1 AND ($2::int4 IS NULL OR tenant = $2) ORDER BY id DESC LIMIT $3""",
+        f"""SELECT {COLUMNS} FROM dead_letters
+        WHERE id < $1 AND ($2::int4 IS NULL OR tenant = $2) AND redriven_at IS NULL
+        ORDER BY id DESC LIMIT $3""",
         2**63 - 1 if before is None else before,
         tenant,
         limit,
     )
-    return [_from_row(row) for row in rows]
+    return [letter_of(row) for row in rows]
 
 
-def _from_row(row: Any) -> DeadLetter:
+def letter_of(row: Any) -> DeadLetter:
+    """A row of COLUMNS."""
     return DeadLetter(
         id=row["id"],
         tenant=row["tenant"],
@@ -101,6 +103,9 @@ def _from_row(row: Any) -> DeadLetter:
         detail=row["detail"],
         raw=row["raw"],
         created_at_us=to_unix_us(row["created_at"]),
+        redrive=row["redrive"],
+        outcome=row["outcome"],
+        redriven_at_us=None if row["redriven_at"] is None else to_unix_us(row["redriven_at"]),
     )
 
 
@@ -108,7 +113,7 @@ def _uuid_text(order_id: bytes | None) -> str | None:
     return order_id.hex() if order_id is not None and len(order_id) == 16 else None
 
 
-def _storable(text: str) -> str:
+def storable(text: str) -> str:
     """Text that PostgreSQL takes, whatever bad data it quotes."""
     short = text[:DETAIL_CHARACTERS_MAX].replace("\x00", "\\0")
     return short.encode("utf-8", "backslashreplace").decode()

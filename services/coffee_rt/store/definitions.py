@@ -11,7 +11,8 @@ from pathlib import Path
 
 import yaml
 
-from coffee_rt.domain.views import ViewDefinition, parse_view
+from coffee_rt.domain.view_documents import parse_view
+from coffee_rt.domain.views import ViewDefinition
 from coffee_rt.errors import Rejected
 
 FILE_BYTES_MAX = 64 * 1024

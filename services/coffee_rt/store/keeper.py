@@ -28,6 +28,14 @@ class PostgresKeeper:
         """See StoreKeeper."""
         return await partitions.apply_retention(self._pool, now_ms, keep_days)
 
+    async def detached_partitions(self) -> list[PartitionState]:
+        """Tables of days that were detached and not dropped, oldest first."""
+        return await partitions.detached_partitions(self._pool)
+
+    async def set_retention_policy(self, policy: partitions.RetentionPolicy | None) -> None:
+        """Give all processes one policy of retention; None: each has its own again."""
+        await partitions.set_retention_policy(self._pool, policy)
+
     async def compact_ledger(self, shard: int, below: EntryKey) -> int:
         """See StoreKeeper."""
         return await ledger.compact_ledger(self._pool, shard, below)

@@ -190,10 +190,8 @@ class MemoryOrderReader:
 
     async def find_dead_letter(self, tenant: int, order_id: bytes) -> DeadLetter | None:
         """See OrderReader."""
-        for letter in reversed(self._database.dead_letters):
-            if letter.order_id == order_id and letter.tenant == tenant:
-                return letter
-        return None
+        letters = await self.dead_letters(tenant, len(self._database.dead_letters), None)
+        return next((letter for letter in letters if letter.order_id == order_id), None)
 
     async def recent_orders(
         self, tenant: int | None, limit: int, before: bytes | None = None, store: str | None = None
@@ -215,7 +213,8 @@ class MemoryOrderReader:
         found = [
             letter
             for letter in reversed(self._database.dead_letters)
-            if (before is None or letter.id < before)
+            if letter.redriven_at_us is None
+            and (before is None or letter.id < before)
             and (tenant is None or letter.tenant == tenant)
         ]
         return found[:limit]

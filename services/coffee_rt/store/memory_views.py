@@ -22,6 +22,8 @@ from coffee_rt.domain.views import (
 from coffee_rt.errors import Rejected
 from coffee_rt.runtime.clock import Clock
 from coffee_rt.store.contract import (
+    FILE_OWNER,
+    NO_OWNER,
     AuditDifference,
     Chunk,
     Fold,
@@ -31,6 +33,7 @@ from coffee_rt.store.contract import (
     ViewState,
 )
 from coffee_rt.store.memory_database import MemoryDatabase, MemoryLane, MemoryRow, MemoryView
+from coffee_rt.store.view_changes import ViewChange, needs_refill, plan_change
 from coffee_rt.store.view_repair import CHUNK_SECONDS, DAY_SECONDS, round_up
 from coffee_rt.store.view_tables import Catalogue, LiveView, feature_level_of
 
@@ -44,11 +47,17 @@ class MemoryViewCatalogue:
     async def views(self) -> list[ViewState]:
         return self._states()
 
-    async def ensure_views(self, definitions: Sequence[ViewDefinition]) -> list[str]:
+    async def ensure_views(
+        self,
+        definitions: Sequence[ViewDefinition],
+        owner: str = FILE_OWNER,
+        *,
+        is_adopting: bool = False,
+    ) -> list[str]:
         for definition in definitions:
-            same_name = [s for s in self._states() if s.definition.name == definition.name]
-            if not same_name or same_name[0].definition != definition:
-                self._create(definition, same_name)
+            change = plan_change(definition, self._states(), owner, is_adopting=is_adopting)
+            if change.is_needed:
+                self._apply(definition, change, owner)
         return [state.internal for state in self._states() if state.backfilled_to is not None]
 
     async def make_current(self, internal: str) -> None:
@@ -62,25 +71,48 @@ class MemoryViewCatalogue:
         chosen.state = replace(chosen.state, is_current=True, is_live=is_live)
         self._change_catalogue()
 
-    async def drop_view(self, name: str) -> None:
-        gone = [s.internal for s in self._states() if s.definition.name == name]
+    async def drop_view(self, name: str, owner: str | None = None) -> None:
+        gone = [
+            state.internal
+            for state in self._states()
+            if state.definition.name == name and owner in (None, state.owner)
+        ]
         if not gone:
             raise Rejected("unknown-view", f"there is no view {name}", status=404)
         for internal in gone:
             del self._database.views[internal]
         self._change_catalogue()
 
+    async def release_view(self, name: str, owner: str) -> bool:
+        return self._give(name, NO_OWNER, owner)
+
+    def _give(self, name: str, owner: str, before: str | None = None) -> bool:
+        given = [
+            view
+            for view in self._database.views.values()
+            if view.state.definition.name == name and before in (None, view.state.owner)
+        ]
+        for view in given:
+            view.state = replace(view.state, owner=owner)
+        return bool(given)
+
     def _states(self) -> list[ViewState]:
         states = [view.state for view in self._database.views.values()]
         return sorted(states, key=lambda s: (s.definition.name, s.is_current, s.internal))
 
-    def _create(self, definition: ViewDefinition, same_name: list[ViewState]) -> None:
-        current = next((state for state in same_name if state.is_current), None)
-        for state in same_name:
-            if not state.is_current:
-                del self._database.views[state.internal]
-        generation = self._database.catalogue.generation + 1
-        if current is None or current.definition != definition:
+    def _apply(self, definition: ViewDefinition, change: ViewChange, owner: str) -> None:
+        views = self._database.views
+        is_first = all(s.definition.name != definition.name for s in self._states())
+        for internal in change.dropped:
+            del views[internal]
+        if change.is_adopted:
+            self._give(definition.name, owner)
+        if change.retained is not None:
+            kept = views[change.retained.internal]
+            to = 0 if needs_refill(change.retained, definition) else kept.state.backfilled_to
+            kept.state = replace(kept.state, definition=definition, backfilled_to=to)
+        if change.is_created:
+            generation = self._database.catalogue.generation + 1
             internal = f"{definition.name}_{generation}"
             state = ViewState(
                 definition=definition,
@@ -88,11 +120,12 @@ class MemoryViewCatalogue:
                 epoch=f"{generation}.0.1",
                 is_live=False,
                 backfilled_to=0,
-                is_current=current is None,
+                is_current=is_first,
+                owner=owner,
             )
-            lanes = [MemoryLane() for _ in range(definition.lanes)]
-            self._database.views[internal] = MemoryView(state, lanes)
-        self._change_catalogue()
+            views[internal] = MemoryView(state, [MemoryLane() for _ in range(definition.lanes)])
+        if change.dropped or change.retained is not None or change.is_created:
+            self._change_catalogue()
 
     def _change_catalogue(self) -> None:
         views = tuple(
@@ -265,7 +298,8 @@ class MemoryViewRepairer:
 
     async def mark_backfilled(self, view: str, to: int | None) -> None:
         kept = self._view(view)
-        is_live = to is None and kept.state.is_current
+        # A view that was whole stays live while its longer retention is filled.
+        is_live = kept.state.is_live or (to is None and kept.state.is_current)
         kept.state = replace(kept.state, backfilled_to=to, is_live=is_live)
 
     async def expire_rows(self, view: str) -> int:

@@ -67,7 +67,9 @@ class _Suspicion(IntEnum):
 
 
 @dataclass(slots=True)
-class _ViewDeltas:
+class ViewDeltas:
+    """A view's deltas of some orders, as COPY takes them."""
+
     view: LiveView
     lanes: list[int]
     payload: bytes
@@ -79,7 +81,7 @@ class _Prepared:
     plan: BatchPlan
     payload: bytes
     catalogue: Catalogue
-    deltas: list[_ViewDeltas]
+    deltas: list[ViewDeltas]
 
 
 class _ProbeDone(Exception):
@@ -135,7 +137,7 @@ class PostgresOrderWriter:
         self, entries: Sequence[EntryWrite], plan: BatchPlan, catalogue: Catalogue
     ) -> _Prepared:
         payload = self._encoder.encode(plan.rows)
-        return _Prepared(entries, plan, payload, catalogue, _encode_views(catalogue, plan.orders))
+        return _Prepared(entries, plan, payload, catalogue, encode_views(catalogue, plan.orders))
 
     async def _commit(self, batch: PreparedBatch, *, is_claimed: bool, is_probe: bool) -> Committed:
         if not isinstance(batch, _Prepared):
@@ -159,7 +161,7 @@ class PostgresOrderWriter:
     ) -> Committed:
         committed: Committed | None = None
         try:
-            async with self._pool.transaction(_begin(is_claimed)) as connection:
+            async with self._pool.transaction(begin_commit(is_claimed)) as connection:
                 committed = await self._fill(connection, batch, suspicion, is_claimed)
                 if is_probe:
                     raise _ProbeDone
@@ -191,7 +193,7 @@ class PostgresOrderWriter:
             await _copy_orders(connection, batch.payload)
         else:
             batch = await self._insert_slowly(connection, batch, catalogue, suspicion)
-        await _copy_deltas(connection, batch.deltas)
+        await copy_deltas(connection, batch.deltas)
         await self._settle(connection, batch.plan, planned)
         return Committed(
             xid=recorded.xid,
@@ -222,7 +224,7 @@ class PostgresOrderWriter:
             # A plan is changed by what the slow way finds, and this batch may be tried again.
             return replace(batch, plan=plan_batch(batch.entries))
         if catalogue.generation != batch.catalogue.generation:
-            return replace(batch, deltas=_encode_views(catalogue, batch.plan.orders))
+            return replace(batch, deltas=encode_views(catalogue, batch.plan.orders))
         return batch
 
     async def _insert_slowly(
@@ -236,7 +238,7 @@ class PostgresOrderWriter:
             await _copy_orders(connection, self._encoder.encode(sure))
         inserted = await insert_suspects(connection, plan, suspects, self._encoder.encode(suspects))
         orders = [row[1] for row in (*sure, *inserted)]
-        return replace(batch, deltas=_encode_views(catalogue, orders))
+        return replace(batch, deltas=encode_views(catalogue, orders))
 
     async def _settle(self, connection: Any, plan: BatchPlan, planned: BatchPlan) -> None:
         await insert_dead_letters(connection, plan.entries)
@@ -280,7 +282,7 @@ class PostgresOrderWriter:
             )
 
 
-def _begin(is_claimed: bool) -> str:
+def begin_commit(is_claimed: bool) -> str:
     """BEGIN, the transaction's settings and the catalogue's lock in one round trip. SET LOCAL, because a
     pooler refuses such settings at start-up. Synchronous, and each statement with a snapshot of its own (the
     catalogue is read after its lock is held), whatever the server's defaults."""
@@ -295,12 +297,13 @@ def _begin(is_claimed: bool) -> str:
     """
 
 
-def _encode_views(catalogue: Catalogue, orders: list[Order]) -> list[_ViewDeltas]:
+def encode_views(catalogue: Catalogue, orders: list[Order]) -> list[ViewDeltas]:
+    """Deltas of orders for every live view."""
     encoded = []
     for view in catalogue.views:
         deltas = compute_deltas(view.definition, orders)
         payload = encode_deltas(view, deltas) if deltas else b""
-        encoded.append(_ViewDeltas(view, lanes_touched(view, deltas), payload))
+        encoded.append(ViewDeltas(view, lanes_touched(view, deltas), payload))
     return encoded
 
 
@@ -308,7 +311,8 @@ async def _copy_orders(connection: Any, payload: bytes) -> None:
     await copy_into(connection, "orders", COLUMNS, payload)
 
 
-async def _copy_deltas(connection: Any, deltas: list[_ViewDeltas]) -> None:
+async def copy_deltas(connection: Any, deltas: list[ViewDeltas]) -> None:
+    """Append them, inside the transaction that inserts their orders."""
     # By table, so that every worker takes them in one order.
     for each in sorted(deltas, key=lambda each: each.view.internal):
         if each.payload:

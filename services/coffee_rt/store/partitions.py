@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -30,6 +31,7 @@ stranger who writes to the log must not fill the catalogue with tables."""
 
 _LOCK_SECONDS_MAX = 2
 _RETIRED_TO = "orders_retired_to_ms"
+_POLICY = "retention_policy"
 _NAME = re.compile(r"orders_y(\d{4})m(\d{2})d(\d{2})\Z")
 _UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -59,6 +61,23 @@ INSERT INTO install AS i (name, value) VALUES ('{_RETIRED_TO}', $1)
 ON CONFLICT (name) DO UPDATE SET value = excluded.value, set_at = now()
 WHERE i.value::int8 < excluded.value::int8
 """
+
+
+_SET_POLICY = f"""
+INSERT INTO install AS i (name, value) VALUES ('{_POLICY}', $1)
+ON CONFLICT (name) DO UPDATE SET value = excluded.value, set_at = now()
+WHERE i.value <> excluded.value
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionPolicy:
+    """What becomes of old partitions, for every process that looks after them. Kept in the database, so that
+    a worker's setting can't drop what was to be archived."""
+
+    keep_days: int
+    is_dropped: bool
+    """False: a detached table is left to whoever archives it."""
 
 
 def partition_of(day_ms: int) -> PartitionState:
@@ -158,20 +177,53 @@ async def _make(pool: Pool, state: PartitionState) -> bool:
     return True
 
 
-async def apply_retention(pool: Pool, now_ms: int, keep_days: int) -> list[str]:
-    """See StoreKeeper. One process at a time; the others do nothing."""
+async def detached_partitions(pool: Pool) -> list[PartitionState]:
+    """Tables of days that were detached and not dropped, oldest first."""
+    states = [parse_partition(row["name"]) for row in await pool.fetch(_DETACHED)]
+    return [state for state in states if state is not None]
+
+
+async def retention_policy(pool: Pool) -> RetentionPolicy | None:
+    """The installation's policy; None where none was set."""
+    value = await pool.fetchval("SELECT value FROM install WHERE name = $1", _POLICY)
+    if value is None:
+        return None
+    days, _, expired = str(value).partition(" ")
+    return RetentionPolicy(int(days), expired == "drop")
+
+
+async def set_retention_policy(pool: Pool, policy: RetentionPolicy | None) -> None:
+    """Give all processes one policy, or (None) leave it to the caller of each apply_retention again."""
+    if policy is None:
+        await pool.execute("DELETE FROM install WHERE name = $1", _POLICY)
+        return
+    _check_days(policy.keep_days)
+    expired = "drop" if policy.is_dropped else "keep"
+    await pool.execute(_SET_POLICY, f"{policy.keep_days} {expired}")
+
+
+def _check_days(keep_days: int) -> None:
     if keep_days < KEEP_DAYS_MIN:
         raise Rejected("keep-days", f"must be at least {KEEP_DAYS_MIN}", "/keep_days")
+
+
+async def apply_retention(pool: Pool, now_ms: int, keep_days: int) -> list[str]:
+    """See StoreKeeper. One process at a time; the others do nothing. A policy of the installation goes
+    before the caller's days."""
+    _check_days(keep_days)
     # The earlier of two clocks: one that is days ahead must not retire what is still written.
     now_ms = min(now_ms, await _database_ms(pool))
-    before_ms = day_of(now_ms) - keep_days * DAY_MS
     async with pool.transaction() as guard:
         if not await guard.fetchval("SELECT pg_try_advisory_xact_lock($1)", RETENTION_LOCK):
             return []
+        policy = await retention_policy(pool) or RetentionPolicy(keep_days, is_dropped=True)
+        before_ms = day_of(now_ms) - policy.keep_days * DAY_MS
         # Replaces the portal of the statement before, and with it a snapshot: finalizing a detachment
         # waits for older snapshots, so this transaction would wait for itself.
         await guard.execute("SELECT 1")
-        done = await _drop_detached(pool, await retired_to_ms(pool))
+        done = []
+        if policy.is_dropped:
+            done = await _drop_detached(pool, await retired_to_ms(pool))
         return done + await _detach(pool, before_ms)
 
 

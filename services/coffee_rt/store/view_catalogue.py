@@ -17,26 +17,28 @@ import asyncpg
 from coffee_rt.domain.views import ViewDefinition
 from coffee_rt.errors import Rejected, Retryable
 from coffee_rt.runtime.clock import Clock, SystemClock
-from coffee_rt.store.contract import FEATURE_LEVEL, ViewState
+from coffee_rt.store.contract import FEATURE_LEVEL, FILE_OWNER, NO_OWNER, ViewState
 from coffee_rt.store.pool import Pool
-from coffee_rt.store.view_schema import create_view, drop_view
+from coffee_rt.store.view_changes import ViewChange, needs_refill, plan_change
+from coffee_rt.store.view_schema import create_view, drop_view, retain_view
 from coffee_rt.store.view_tables import (
     CATALOGUE_LOCK,
     decode_definition,
     encode_definition,
+    encode_filter,
     feature_level_of,
 )
 
 LOCK_MILLISECONDS = 200
 """How long commits may queue behind a change that waits. Shorter needs more tries under load."""
 TRIES_MAX = 50
-OLD_WORKER_SECONDS = 30
-"""A worker silent for longer counts as gone when a view needs newer ones."""
+OLD_PROCESS_SECONDS = 30
+"""A process silent for longer counts as gone when a view needs newer ones."""
 
 _VIEWS = """
 -- All views with their epochs, replacements before the view they replace.
-SELECT c.internal, c.definition::text AS definition, c.is_current, c.backfilled_to,
-       c.generation || view_epoch_suffix() AS epoch
+SELECT c.internal, c.definition::text AS definition, c.filter::text AS filter, c.is_current,
+       c.backfilled_to, c.is_refill, c.owner, c.generation || view_epoch_suffix() AS epoch
 FROM view_catalogue c ORDER BY c.name, c.is_current, c.internal
 """
 
@@ -58,20 +60,29 @@ class PostgresViewCatalogue:
     async def views(self) -> list[ViewState]:
         return [_state(row) for row in await self._pool.fetch(_VIEWS)]
 
-    async def ensure_views(self, definitions: Sequence[ViewDefinition]) -> list[str]:
-        """Create what is missing and a replacement for what changed; the internal names of all views
-        that still need a backfill, those of an earlier call included."""
+    async def ensure_views(
+        self,
+        definitions: Sequence[ViewDefinition],
+        owner: str = FILE_OWNER,
+        *,
+        is_adopting: bool = False,
+    ) -> list[str]:
+        """See ViewCatalogueStore; views to fill of an earlier call are among those told."""
 
-        async def create(connection: Any) -> None:
+        def plan(definition: ViewDefinition, known: Sequence[ViewState]) -> ViewChange:
+            return plan_change(definition, known, owner, is_adopting=is_adopting)
+
+        async def ensure(connection: Any) -> None:
             # Another process may have done it before we had the lock.
             known = [_state(row) for row in await connection.fetch(_VIEWS)]
             for definition in definitions:
-                if _is_missing(definition, known):
-                    await _create(connection, definition, known)
+                change = plan(definition, known)
+                if change.is_needed:
+                    await _apply(connection, definition, change, known, owner)
 
         known = await self.views()
-        if any(_is_missing(definition, known) for definition in definitions):
-            await self._change(create)
+        if any(plan(definition, known).is_needed for definition in definitions):
+            await self._change(ensure)
             known = await self.views()
         return [state.internal for state in known if state.backfilled_to is not None]
 
@@ -93,12 +104,16 @@ class PostgresViewCatalogue:
 
         await self._change(replace)
 
-    async def drop_view(self, name: str) -> None:
-        """Drop a view and its replacement. Raises Rejected when there is none of that name."""
+    async def drop_view(self, name: str, owner: str | None = None) -> None:
+        """See ViewCatalogueStore."""
 
         async def drop(connection: Any) -> None:
             known = [_state(row) for row in await connection.fetch(_VIEWS)]
-            gone = [state.internal for state in known if state.definition.name == name]
+            gone = [
+                state.internal
+                for state in known
+                if state.definition.name == name and owner in (None, state.owner)
+            ]
             if not gone:
                 raise Rejected("unknown-view", f"there is no view {name}", status=404)
             for internal in gone:
@@ -106,6 +121,17 @@ class PostgresViewCatalogue:
             await _raise_generation(connection)
 
         await self._change(drop)
+
+    async def release_view(self, name: str, owner: str) -> bool:
+        """See ViewCatalogueStore."""
+        # No barrier: commits and folds don't ask whose a view is.
+        status = await self._pool.execute(
+            "UPDATE view_catalogue SET owner = $3 WHERE name = $1 AND owner = $2",
+            name,
+            owner,
+            NO_OWNER,
+        )
+        return status != "UPDATE 0"
 
     async def _change(self, work: Callable[[Any], Awaitable[None]]) -> None:
         """Run `work` in a transaction that holds the exclusive lock; wholly again when a lock (also of
@@ -125,48 +151,80 @@ class PostgresViewCatalogue:
 
 
 def _state(row: Any) -> ViewState:
+    is_filled = row["backfilled_to"] is None or row["is_refill"]
     return ViewState(
-        definition=decode_definition(row["definition"]),
+        definition=decode_definition(row["definition"], row["filter"]),
         internal=row["internal"],
         epoch=row["epoch"],
-        is_live=row["backfilled_to"] is None and row["is_current"],
+        is_live=is_filled and row["is_current"],
         backfilled_to=row["backfilled_to"],
         is_current=row["is_current"],
+        owner=row["owner"],
     )
 
 
-def _is_missing(definition: ViewDefinition, known: Sequence[ViewState]) -> bool:
-    """Whether the newest of the name's views (its replacement, if there is one) is another definition."""
-    same_name = [state for state in known if state.definition.name == definition.name]
-    return not same_name or same_name[0].definition != definition
+async def _apply(
+    connection: Any,
+    definition: ViewDefinition,
+    change: ViewChange,
+    known: Sequence[ViewState],
+    owner: str,
+) -> None:
+    """Carry out a plan. The caller holds the exclusive lock."""
+    if change.is_created:
+        await _check_processes(connection, definition)
+    for internal in change.dropped:
+        await _drop(connection, internal)
+    if change.is_adopted:
+        await connection.execute(
+            "UPDATE view_catalogue SET owner = $2 WHERE name = $1", definition.name, owner
+        )
+    if change.dropped or change.retained is not None or change.is_created:
+        generation = await _raise_generation(connection)
+    if change.retained is not None:
+        await _retain(connection, definition, change.retained)
+    if change.is_created:
+        is_first = all(state.definition.name != definition.name for state in known)
+        await _create(connection, definition, generation, owner, is_current=is_first)
 
 
-async def _create(connection: Any, definition: ViewDefinition, known: Sequence[ViewState]) -> None:
-    await _check_workers(connection, definition)
-    current = None
-    for state in known:
-        if state.definition.name != definition.name:
-            continue
-        if state.is_current:
-            current = state
-        else:
-            await _drop(connection, state.internal)
-    generation = await _raise_generation(connection)
-    if current is not None and current.definition == definition:
-        return  # Changed back while its replacement was being filled.
+async def _retain(connection: Any, definition: ViewDefinition, state: ViewState) -> None:
+    """Another retention in place. A longer one is filled anew while readers keep the view: deltas of the
+    days it adds were dropped until now."""
+    await connection.execute(
+        "UPDATE view_catalogue SET definition = $2 WHERE internal = $1",
+        state.internal,
+        encode_definition(definition),
+    )
+    await connection.execute(retain_view(definition, state.internal))
+    if needs_refill(state, definition):
+        await connection.execute(
+            """
+            UPDATE view_catalogue SET backfilled_to = 0, is_refill = (backfilled_to IS NULL OR is_refill)
+            WHERE internal = $1
+            """,
+            state.internal,
+        )
+
+
+async def _create(
+    connection: Any, definition: ViewDefinition, generation: int, owner: str, *, is_current: bool
+) -> None:
     internal = f"{definition.name}_{generation}"
     await connection.execute(
         """
-        INSERT INTO view_catalogue
-            (internal, name, definition, generation, feature_level, is_current, backfilled_to)
-        VALUES ($1, $2, $3, $4, $5, $6, 0)
+        INSERT INTO view_catalogue (internal, name, definition, filter, generation, feature_level,
+                                    is_current, backfilled_to, owner)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, 0, $8)
         """,
         internal,
         definition.name,
         encode_definition(definition),
+        encode_filter(definition),
         generation,
         feature_level_of(definition),
-        current is None,
+        is_current,
+        owner,
     )
     await connection.execute(
         "INSERT INTO view_lanes (internal, lane) SELECT $1, generate_series(0, $2 - 1)",
@@ -177,17 +235,19 @@ async def _create(connection: Any, definition: ViewDefinition, known: Sequence[V
         await connection.execute(statement)
 
 
-async def _check_workers(connection: Any, definition: ViewDefinition) -> None:
+async def _check_processes(connection: Any, definition: ViewDefinition) -> None:
     level = feature_level_of(definition)
     if level > FEATURE_LEVEL:
         raise Rejected("view-too-new", f"view {definition.name} needs a newer release")
     older = await connection.fetchval(
-        "SELECT min(instance) FROM heartbeats WHERE process = 'worker' AND feature_level < $1"
-        f" AND beat_at > now() - interval '{OLD_WORKER_SECONDS} seconds'",
+        # Workers write deltas, aggregators fill histories; who only reads needs nothing of a definition.
+        "SELECT min(process || ' ' || instance) FROM heartbeats WHERE feature_level < $1"
+        " AND process IN ('worker', 'aggregator')"
+        f" AND beat_at > now() - interval '{OLD_PROCESS_SECONDS} seconds'",
         level,
     )
     if older is not None:
-        raise Retryable(f"worker {older} is too old for view {definition.name}")
+        raise Retryable(f"{older} is too old for view {definition.name}")
 
 
 async def _drop(connection: Any, internal: str) -> None:

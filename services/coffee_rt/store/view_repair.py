@@ -23,7 +23,13 @@ from coffee_rt.store.contract import AuditDifference, Chunk
 from coffee_rt.store.order_rows import id_range
 from coffee_rt.store.partitions import retired_to_ms
 from coffee_rt.store.pool import Pool
-from coffee_rt.store.view_repair_sql import audit_sql, chunks_sql, expire_sql, rebuild_sql
+from coffee_rt.store.view_repair_sql import (
+    audit_sql,
+    chunks_sql,
+    expire_sql,
+    filter_values,
+    rebuild_sql,
+)
 from coffee_rt.store.view_tables import decode_definition
 
 CHUNK_SECONDS = 3600
@@ -79,14 +85,18 @@ class PostgresViewRepairer:
                 "SELECT FROM view_lanes WHERE internal = $1 ORDER BY lane FOR UPDATE", chunk.view
             )
             changed: int = await connection.fetchval(
-                rebuild_sql(definition, chunk.view), *_span(chunk), timeout=CHUNK_SECONDS_MAX
+                rebuild_sql(definition, chunk.view),
+                *_span(chunk),
+                *filter_values(definition),
+                timeout=CHUNK_SECONDS_MAX,
             )
         return changed
 
     async def audit_chunk(self, chunk: Chunk) -> list[AuditDifference]:
         definition = await self._definition(chunk.view)
         query = audit_sql(definition, chunk.view, AUDIT_DIFFERENCES_MAX)
-        rows = await self._fetch_slowly(chunk.view, query, *_span(chunk))
+        arguments = (*_span(chunk), *filter_values(definition))
+        rows = await self._fetch_slowly(chunk.view, query, *arguments)
         return [_difference(definition, row) for row in rows]
 
     async def mark_backfilled(self, view: str, to: int | None) -> None:
@@ -108,12 +118,12 @@ class PostgresViewRepairer:
                 return list(await connection.fetch(query, *arguments, timeout=CHUNK_SECONDS_MAX))
 
     async def _definition(self, view: str) -> ViewDefinition:
-        source = await self._pool.fetchval(
-            "SELECT definition::text FROM view_catalogue WHERE internal = $1", view
+        row = await self._pool.fetchrow(
+            "SELECT definition::text, filter::text FROM view_catalogue WHERE internal = $1", view
         )
-        if source is None:
+        if row is None:
             raise _unknown(view)
-        return decode_definition(source)
+        return decode_definition(row["definition"], row["filter"])
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The SQL of recomputation, as text made from a definition. Nothing runs here.
 
 All spans are [$1, $2) of buckets; [$3, $4) are the ids of the on-time orders of that span (order_rows.id_range),
-the late ones have an index of their own.
+the late ones have an index of their own. From $5 on come the values of the view's filter (filter_values).
 """
 
 from __future__ import annotations
@@ -174,4 +174,18 @@ def _fresh(definition: ViewDefinition) -> str:
                     AND ordered_at >= $1 AND ordered_at < $2
                 UNION ALL
                 SELECT * FROM orders WHERE is_late AND ordered_at >= $1 AND ordered_at < $2
-            ) o GROUP BY {group}"""
+            ) o {_chosen(definition)} GROUP BY {group}"""
+
+
+def filter_values(definition: ViewDefinition) -> list[list[str]]:
+    """The parameters of `_chosen`: texts of a definition never become SQL."""
+    return [list(values) for _, values in definition.filter]
+
+
+def _chosen(definition: ViewDefinition) -> str:
+    """domain.views.choose_orders as a condition on orders `o`."""
+    conditions = [
+        f"{computed_dimension(field)} = ANY (${number}::text[])"
+        for number, (field, _) in enumerate(definition.filter, start=5)
+    ]
+    return f"WHERE {' AND '.join(conditions)}" if conditions else ""

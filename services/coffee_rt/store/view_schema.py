@@ -90,6 +90,11 @@ def create_view(definition: ViewDefinition, internal: str) -> list[str]:
     return [*_tables(definition, internal), *_functions(definition, internal)]
 
 
+def retain_view(definition: ViewDefinition, internal: str) -> str:
+    """The statement that gives a view another retention: the only part of it that knows the days."""
+    return _apply_function(definition, internal)
+
+
 def drop_view(internal: str) -> list[str]:
     return [
         f"DROP FUNCTION mv_{internal}_fold, mv_{internal}_quarantine, mv_{internal}_part,"
@@ -126,23 +131,29 @@ def _tables(definition: ViewDefinition, internal: str) -> list[str]:
 
 
 def _functions(definition: ViewDefinition, internal: str) -> list[str]:
-    # Custom plans, which the pool asks for elsewhere, would plan every fold anew.
-    language = "LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan"
     return [
-        f"CREATE FUNCTION mv_{internal}_apply(_ids tid[], _rows_max integer)"
-        f" RETURNS TABLE (_lane smallint, {_APPLIED}) {language}\nAS $$\n"
-        f"{_apply(definition, internal)}$$",
+        _apply_function(definition, internal),
         f"CREATE FUNCTION mv_{internal}_fold(_lanes smallint[], _deltas_max integer,"
         f" _rows_max integer) RETURNS TABLE (_lane smallint, _previous bigint,"
-        f" _folded_version bigint, _floor text, _is_drained boolean, {_APPLIED}) {language}\nAS $$\n"
+        f" _folded_version bigint, _floor text, _is_drained boolean, {_APPLIED}) {_LANGUAGE}\nAS $$\n"
         f"{_fold(internal)}$$",
         f"CREATE FUNCTION mv_{internal}_part(_ids tid[])"
-        f" RETURNS integer {language}\nAS $$\n{_part(internal)}$$",
+        f" RETURNS integer {_LANGUAGE}\nAS $$\n{_part(internal)}$$",
         f"CREATE FUNCTION mv_{internal}_quarantine(_lane smallint, _deltas_max integer)"
-        f" RETURNS integer {language}\nAS $$\n{_quarantine(internal)}$$",
+        f" RETURNS integer {_LANGUAGE}\nAS $$\n{_quarantine(internal)}$$",
     ]
 
 
+def _apply_function(definition: ViewDefinition, internal: str) -> str:
+    return (
+        f"CREATE OR REPLACE FUNCTION mv_{internal}_apply(_ids tid[], _rows_max integer)"
+        f" RETURNS TABLE (_lane smallint, {_APPLIED}) {_LANGUAGE}\nAS $$\n"
+        f"{_apply(definition, internal)}$$"
+    )
+
+
+# Custom plans, which the pool asks for elsewhere, would plan every fold anew.
+_LANGUAGE = "LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan"
 _APPLIED = "_folded integer, _expired integer, _changed integer, _newest_at timestamptz, _rows text"
 
 

@@ -13,7 +13,16 @@ from typing import Any
 
 import msgspec
 
-from coffee_rt.domain.views import Aggregate, Delta, Group, ViewDefinition, lane_of, parse_view
+from coffee_rt.domain.view_documents import parse_view
+from coffee_rt.domain.views import (
+    Aggregate,
+    Bucket,
+    Delta,
+    Group,
+    ViewDefinition,
+    lane_of,
+)
+from coffee_rt.errors import Rejected
 from coffee_rt.store import copy
 from coffee_rt.store.contract import FEATURE_LEVEL
 
@@ -47,8 +56,8 @@ class Catalogue:
 
 
 def feature_level_of(definition: ViewDefinition) -> int:
-    """The level a worker needs to maintain a definition; every construct so far is of the first."""
-    return 1
+    """The level a worker needs to maintain a definition: a filter came with the second."""
+    return 2 if definition.filter else 1
 
 
 def table_of(internal: str) -> str:
@@ -70,15 +79,15 @@ async def load_catalogue(conn: Any) -> Catalogue:
     together."""
     rows = await conn.fetch(
         """
-        SELECT g.generation, c.internal, c.definition::text AS definition, c.feature_level,
-               c.is_current, c.generation || view_epoch_suffix() AS epoch
+        SELECT g.generation, c.internal, c.name, c.definition::text AS definition,
+               c.filter::text AS filter, c.feature_level, c.is_current, c.generation || view_epoch_suffix() AS epoch
         FROM view_generation g LEFT JOIN view_catalogue c ON true
         ORDER BY c.name, c.is_current, c.internal
         """
     )
     views = tuple(
         LiveView(
-            definition=decode_definition(row["definition"]),
+            definition=_readable_definition(row),
             internal=row["internal"],
             epoch=row["epoch"],
             feature_level=row["feature_level"],
@@ -90,13 +99,35 @@ async def load_catalogue(conn: Any) -> Catalogue:
     return Catalogue(rows[0]["generation"], views)
 
 
-def decode_definition(source: str) -> ViewDefinition:
+def decode_definition(source: str, filter_source: str | None = None) -> ViewDefinition:
     """A definition as the catalogue keeps it."""
-    return parse_view(msgspec.json.decode(source))
+    document = msgspec.json.decode(source)
+    if filter_source is not None:
+        document["filter"] = msgspec.json.decode(filter_source)
+    return parse_view(document)
 
 
 def encode_definition(definition: ViewDefinition) -> str:
-    return msgspec.json.encode(definition.to_dict()).decode()
+    """Without its filter, which has a column of its own."""
+    document = definition.to_dict()
+    document.pop("filter", None)
+    return msgspec.json.encode(document).decode()
+
+
+def encode_filter(definition: ViewDefinition) -> str | None:
+    document = definition.to_dict().get("filter")
+    return None if document is None else msgspec.json.encode(document).decode()
+
+
+def _readable_definition(row: Any) -> ViewDefinition:
+    """The definition; of a view that needs a newer release perhaps only its name: it is refused by its
+    level, whatever its definition says."""
+    try:
+        return decode_definition(row["definition"], row["filter"])
+    except Rejected:
+        if row["feature_level"] <= FEATURE_LEVEL:
+            raise
+        return ViewDefinition(row["name"], Bucket.HOUR, (), ())
 
 
 def delta_copy_target(view: LiveView) -> tuple[str, tuple[str, ...]]:

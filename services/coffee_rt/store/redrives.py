@@ -1,0 +1,176 @@
+"""Dead letters sent again: the contract, and what becomes of each letter, decided without the database.
+
+A letter is decoded by today's rules. Its order is stored in a transaction that also moves the record from
+"dead" to "stored" (or "duplicate") in the sums and marks the letter, so a record is counted once, whatever
+dies when and however many send it. What is still bad stays a dead letter, with the newest reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from coffee_rt.domain import wire
+from coffee_rt.domain.ids import id_time_ms
+from coffee_rt.domain.orders import Order, check_stored_order
+from coffee_rt.errors import Rejected
+from coffee_rt.store.batches import KEY_CONFLICT, BatchPlan
+from coffee_rt.store.contract import DeadLetter, EntryWrite
+
+LETTERS_MAX = 500
+"""Letters of one transaction. More: longer locks, and more is done again after a crash."""
+ID_AGE_DAYS_MAX = 400
+"""An order whose id is older than that is retired, or soon: the workers' default retention."""
+_AHEAD_MS = 2 * 86_400_000
+_DAY_MS = 86_400_000
+
+
+class Outcome(StrEnum):
+    """What became of a letter."""
+
+    STORED = "stored"
+    DUPLICATE = "duplicate"
+    STILL_BAD = "still-bad"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True, slots=True)
+class LetterSelection:
+    """Which dead letters: all that match every field given. Times are Unix seconds, [start, end)."""
+
+    ids: tuple[int, ...] = ()
+    code: str | None = None
+    tenant: int | None = None
+    start: int | None = None
+    end: int | None = None
+
+    def includes(self, letter: DeadLetter) -> bool:
+        """What the SQL of the selection says, for the store in memory."""
+        second = letter.created_at_us / 1_000_000
+        return (
+            (not self.ids or letter.id in self.ids)
+            and self.code in (None, letter.code)
+            and self.tenant in (None, letter.tenant)
+            and (self.start is None or second >= self.start)
+            and (self.end is None or second < self.end)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Redriven:
+    """A letter that was tried. `code` and `detail` say why it is still bad, or was skipped."""
+
+    id: int
+    outcome: Outcome
+    code: str = ""
+    detail: str = ""
+
+
+class LetterRedriver(Protocol):
+    """Sends dead letters again. Any number may be at it: a letter is taken by one transaction."""
+
+    async def count(self, selection: LetterSelection, redrive: str) -> int:
+        """Letters that `redrive` (a name of one sending) has still to try."""
+
+    async def send(
+        self,
+        selection: LetterSelection,
+        redrive: str,
+        *,
+        letters_max: int = LETTERS_MAX,
+        after: int = 0,
+        is_dry_run: bool = False,
+    ) -> list[Redriven]:
+        """Try the next letters above id `after`, oldest first; none left: nothing. Letters this redrive
+        tried before are left out, so a repetition goes on. A dry run does it all and rolls it back."""
+
+    async def results(self, redrive: str) -> dict[Outcome, int]:
+        """What a redrive did so far, from the letters themselves."""
+
+
+@dataclass(slots=True)
+class RedrivePlan:
+    """Letters taken in one transaction: entries to write, and those that end without the database."""
+
+    entries: list[EntryWrite] = field(default_factory=list)
+    places: dict[tuple[bytes, int], tuple[DeadLetter, Order]] = field(default_factory=dict)
+    """(ledger id, position in its entry) -> letter and its order."""
+    settled: list[Redriven] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerMove:
+    """How an entry's counts change: so many of its dead records are now stored, or duplicates."""
+
+    batch_id: bytes
+    shard: int
+    stored: int
+    duplicates: int
+
+
+def plan_redrive(
+    letters: Sequence[DeadLetter], named: Collection[int], now_ms: int, id_age_days_max: int
+) -> RedrivePlan:
+    """Decode letters; `named` are the ids chosen one by one."""
+    plan = RedrivePlan()
+    by_entry: dict[bytes, list[tuple[DeadLetter, Order]]] = {}
+    for letter in letters:
+        if letter.code == KEY_CONFLICT and letter.id not in named:
+            # Its key already has an order. That both are meant, somebody has to say of this very letter.
+            detail = "the other order of its Idempotency-Key is stored: name its id to store this one too"
+            plan.settled.append(Redriven(letter.id, Outcome.SKIPPED, letter.code, detail))
+            continue
+        try:
+            order = _decode(letter, now_ms, id_age_days_max)
+        except Rejected as error:
+            plan.settled.append(Redriven(letter.id, Outcome.STILL_BAD, error.code, str(error)))
+        else:
+            by_entry.setdefault(letter.batch_id, []).append((letter, order))
+    for batch_id, members in by_entry.items():
+        first = members[0][0]
+        orders = [order for _, order in members]
+        plan.entries.append(EntryWrite(first.shard, first.entry, batch_id, 0, len(orders), orders))
+        plan.places |= {(batch_id, place): member for place, member in enumerate(members)}
+    return plan
+
+
+def _decode(letter: DeadLetter, now_ms: int, id_age_days_max: int) -> Order:
+    """The letter's order, by the rules that a worker has for a record. Raises Rejected."""
+    order = wire.decode_record(letter.raw)
+    check_stored_order(order)
+    age_ms = now_ms - id_time_ms(order.order_id)
+    if not -_AHEAD_MS <= age_ms <= id_age_days_max * _DAY_MS:
+        raise Rejected("order-id-time", "is older than retention or in the future", "/order_id")
+    return order
+
+
+def settle(plan: RedrivePlan, batch: BatchPlan, inserted: Collection[int]) -> list[Redriven]:
+    """What became of each letter; `inserted` are the identities (`id`) of the orders that became rows."""
+    buried = {
+        (entry.ledger_id, record.index): record
+        for entry in batch.entries
+        for record in entry.dead_letters
+    }
+    done = list(plan.settled)
+    for place, (letter, order) in plan.places.items():
+        if id(order) in inserted:
+            done.append(Redriven(letter.id, Outcome.STORED))
+        elif (record := buried.get(place)) is not None:
+            done.append(Redriven(letter.id, Outcome.STILL_BAD, record.code, record.detail))
+        else:
+            done.append(Redriven(letter.id, Outcome.DUPLICATE))
+    return sorted(done, key=lambda each: each.id)
+
+
+def ledger_moves(letters: Sequence[DeadLetter], done: Sequence[Redriven]) -> list[LedgerMove]:
+    """The change of the ledger's counts, by entry and in the order every worker takes them."""
+    outcomes = {each.id: each.outcome for each in done}
+    counts: dict[tuple[bytes, int], list[int]] = {}
+    for letter in letters:
+        outcome = outcomes.get(letter.id)
+        if outcome in (Outcome.STORED, Outcome.DUPLICATE):
+            count = counts.setdefault((letter.batch_id, letter.shard), [0, 0])
+            count[outcome is Outcome.DUPLICATE] += 1
+    return [LedgerMove(*key, *counts[key]) for key in sorted(counts)]

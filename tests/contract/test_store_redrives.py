@@ -1,0 +1,193 @@
+"""Dead letters sent again: each record is stored once, and the sums account for each once."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import msgspec
+import pytest
+
+from coffee_rt.domain.orders import Order
+from coffee_rt.domain.wire import encode_record
+from coffee_rt.store.contract import DeadRecord, EntryWrite
+from coffee_rt.store.redrives import LetterSelection, Outcome
+from tests.builders import NOW_MS, a_view, an_order
+from tests.store_harness import WriteStore, a_write_store, an_entry
+
+ALL = LetterSelection()
+
+
+@pytest.fixture(params=["memory", pytest.param("postgres", marks=pytest.mark.integration)])
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[WriteStore]:
+    is_memory = request.param == "memory"
+    url = None if is_memory else request.getfixturevalue("database_url")
+    async with a_write_store(url) as made:
+        yield made
+
+
+def a_dead(order: Order | bytes, code: str = "unstorable-entry", index: int = 0) -> DeadRecord:
+    """A record that was parked, perhaps one that is good today."""
+    if isinstance(order, bytes):
+        return DeadRecord(index, order, code, "parked")
+    return DeadRecord(index, encode_record(order), code, "parked", order.tenant, order.order_id)
+
+
+def dead_entry(*orders: Order | bytes, code: str = "unstorable-entry") -> EntryWrite:
+    letters = [a_dead(order, code, index) for index, order in enumerate(orders)]
+    return an_entry(dead=letters, counter=len(orders))
+
+
+async def sums(store: WriteStore) -> tuple[int, int, int, int]:
+    found = await store.keeper.ledger_sums(0, None)
+    return found["records"], found["stored"], found["duplicates"], found["dead"]
+
+
+async def send_all(
+    store: WriteStore, selection: LetterSelection = ALL, name: str = "r1"
+) -> dict[Outcome, int]:
+    while await store.redriver.send(selection, name, letters_max=2):
+        pass
+    return {o: n for o, n in (await store.redriver.results(name)).items() if n}
+
+
+async def test_a_dead_letter_that_is_good_today_is_stored_and_counted_once(
+    store: WriteStore,
+) -> None:
+    await store.add_view(a_view())
+    orders = [an_order() for _ in range(3)]
+    entry = dead_entry(*orders)
+    await store.commit(entry)
+    assert await sums(store) == (3, 0, 0, 3)
+    assert await store.redriver.count(ALL, "r1") == 3
+    assert await send_all(store) == {Outcome.STORED: 3}
+    assert await sums(store) == (3, 3, 0, 0)
+    assert await store.delta_sums("sales", "orders") == 3
+    for order in orders:
+        found = await store.reader.find_order(0, order.order_id)
+        assert found is not None
+        assert (found.order, found.batch_id) == (order, entry.batch_id)
+        assert await store.reader.find_dead_letter(0, order.order_id) is None
+    assert await store.reader.dead_letters(None, 10, None) == []
+    # Nothing is left for anybody.
+    assert await send_all(store, name="r2") == {}
+    assert await sums(store) == (3, 3, 0, 0)
+
+
+async def test_the_entry_delivered_again_after_its_redrive_is_still_seen(store: WriteStore) -> None:
+    entry = dead_entry(an_order(), an_order())
+    await store.commit(entry)
+    await send_all(store)
+    committed = await store.commit(entry)
+    assert committed.outcomes[0].seen_before
+    assert await sums(store) == (2, 2, 0, 0)
+
+
+async def test_a_compacted_entrys_letters_move_in_the_sums(store: WriteStore) -> None:
+    await store.commit(dead_entry(an_order(), an_order()), an_entry(an_order()))
+    await store.keeper.compact_ledger(0, (NOW_MS + 1, 0))
+    assert await send_all(store) == {Outcome.STORED: 2}
+    assert await sums(store) == (3, 3, 0, 0)
+
+
+async def test_sums_below_an_entry_stay_exact(store: WriteStore) -> None:
+    await store.commit(replace(dead_entry(an_order()), entry=(NOW_MS, 1)))
+    await store.commit(replace(dead_entry(an_order(), an_order()), entry=(NOW_MS + 5, 1)))
+    await send_all(store)
+    below = await store.keeper.ledger_sums(0, (NOW_MS + 5, 0))
+    assert (below["records"], below["stored"], below["dead"]) == (1, 1, 0)
+
+
+async def test_what_is_still_bad_stays_with_its_newest_reason(store: WriteStore) -> None:
+    bad = msgspec.structs.replace(an_order(), price_minor=0)
+    await store.commit(dead_entry(b"\xc1", bad, an_order()))
+    assert await send_all(store) == {Outcome.STORED: 1, Outcome.STILL_BAD: 2}
+    assert await sums(store) == (3, 1, 0, 2)
+    letters = await store.reader.dead_letters(None, 10, None)
+    assert [letter.code for letter in letters] == ["bad-price", "unreadable-record"]
+    assert "/price" in letters[0].detail
+    # Another redrive tries them again, and changes no sum.
+    assert await send_all(store, name="r2") == {Outcome.STILL_BAD: 2}
+    assert await sums(store) == (3, 1, 0, 2)
+
+
+async def test_an_order_stored_meanwhile_is_a_duplicate(store: WriteStore) -> None:
+    await store.add_view(a_view())
+    order = an_order()
+    await store.commit(dead_entry(order))
+    await store.commit(an_entry(order))
+    assert await send_all(store) == {Outcome.DUPLICATE: 1}
+    assert await sums(store) == (2, 1, 1, 0)
+    assert await store.delta_sums("sales", "orders") == 1
+
+
+async def test_another_order_under_a_taken_id_stays_dead(store: WriteStore) -> None:
+    order = an_order()
+    other = an_order(order_id=order.order_id, drink="tea")
+    await store.commit(an_entry(order))
+    await store.commit(an_entry(other))
+    assert await send_all(store) == {Outcome.STILL_BAD: 1}
+    [letter] = await store.reader.dead_letters(None, 10, None)
+    assert letter.code == "order-id-conflict"
+    assert await sums(store) == (2, 1, 0, 1)
+
+
+async def test_the_same_record_in_two_letters_is_stored_once(store: WriteStore) -> None:
+    order = an_order()
+    await store.commit(dead_entry(order), dead_entry(order))
+    assert await send_all(store) == {Outcome.STORED: 1, Outcome.DUPLICATE: 1}
+    assert await sums(store) == (2, 1, 1, 0)
+
+
+async def test_the_loser_of_a_key_is_stored_only_when_named(store: WriteStore) -> None:
+    first = an_order(key_hash=b"k" * 16)
+    second = an_order(key_hash=b"k" * 16, drink="tea")
+    await store.commit(an_entry(first, second))
+    [letter] = await store.reader.dead_letters(None, 10, None)
+    assert await send_all(store) == {Outcome.SKIPPED: 1}
+    assert await sums(store) == (2, 1, 0, 1)
+    named = LetterSelection(ids=(letter.id,))
+    assert await send_all(store, named, "r2") == {Outcome.STORED: 1}
+    assert await sums(store) == (2, 2, 0, 0)
+
+
+async def test_a_selection_takes_only_what_matches_all_of_it(store: WriteStore) -> None:
+    await store.commit(dead_entry(an_order(tenant=1)), dead_entry(an_order(tenant=2)))
+    await store.commit(dead_entry(an_order(tenant=2), code="bad-data"))
+    letters = await store.reader.dead_letters(None, 10, None)
+    second = letters[0].created_at_us // 1_000_000
+    for selection, number in (
+        (LetterSelection(tenant=2), 2),
+        (LetterSelection(tenant=2, code="bad-data"), 1),
+        (LetterSelection(ids=(letters[0].id, letters[1].id)), 2),
+        (LetterSelection(ids=(letters[0].id,), tenant=1), 0),
+        (LetterSelection(start=second - 60, end=second + 60), 3),
+        (LetterSelection(end=second - 60), 0),
+        (LetterSelection(start=second + 60), 0),
+    ):
+        assert await store.redriver.count(selection, "r") == number
+    assert await send_all(store, LetterSelection(tenant=2, code="bad-data")) == {Outcome.STORED: 1}
+    assert await sums(store) == (3, 1, 0, 2)
+
+
+async def test_a_dry_run_says_what_would_become_and_changes_nothing(store: WriteStore) -> None:
+    await store.add_view(a_view())
+    await store.commit(dead_entry(an_order(), b"\xc1"))
+    before = await store.reader.dead_letters(None, 10, None)
+    tried = await store.redriver.send(ALL, "r1", is_dry_run=True)
+    assert [each.outcome for each in tried] == [Outcome.STORED, Outcome.STILL_BAD]
+    after = tried[-1].id
+    assert await store.redriver.send(ALL, "r1", is_dry_run=True, after=after) == []
+    assert await store.reader.dead_letters(None, 10, None) == before
+    assert await sums(store) == (2, 0, 0, 2)
+    assert await store.delta_sums("sales", "orders") == 0
+    assert await store.reader.recent_orders(None, 10) == []
+
+
+async def test_an_order_of_a_retired_day_stays_dead(store: WriteStore) -> None:
+    old = an_order(accepted_at_us=(NOW_MS - 50 * 86_400_000) * 1000)
+    await store.keeper.ensure_partitions(NOW_MS - 50 * 86_400_000, 1)
+    await store.commit(dead_entry(old, an_order()))
+    await store.keeper.apply_retention(NOW_MS, 10)
+    assert await send_all(store) == {Outcome.STORED: 1, Outcome.STILL_BAD: 1}
+    assert await sums(store) == (2, 1, 0, 1)
