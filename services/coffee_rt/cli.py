@@ -171,15 +171,11 @@ for _name, _help in (
 @app.command(rich_help_panel=_CARE)
 def migrate(data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
     """Bring the database to this release's schema. Safe to repeat, and from several at once."""
-    from coffee_rt.embedded.reach import reach
-    from coffee_rt.store.migrations import migrate as apply
+    from coffee_rt.embedded.migrate import MigrateSettings, run_migrate
+    from coffee_rt.embedded.reach import reach_as
 
-    settings = reach(data_dir, database_url=database_url)
-    applied = asyncio.run(apply(settings.database.url))
-    for name in applied or ():
-        _say(f"applied {name}")
-    if not applied:
-        _say("The database is up to date.")
+    target = reach_as(MigrateSettings, data_dir, database_url=database_url)
+    asyncio.run(run_migrate(target, _say))
 
 
 @app.command(rich_help_panel=_CARE)

@@ -8,6 +8,7 @@ with the settings every process has.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import Field
 
@@ -25,6 +26,9 @@ DEFAULT_DATA_DIR = Path("data")
 DEFAULT_ADDRESS = "http://127.0.0.1:8080"
 
 
+T = TypeVar("T", bound="ToolSettings")
+
+
 class ToolSettings(ProcessSettings):
     """What a command needs to reach an installation; the shared settings, no own ones."""
 
@@ -39,6 +43,16 @@ def reach(
 
     `data_dir` given: the `up` running there and nothing else.
     """
+    return reach_as(ToolSettings, data_dir, redis_url, database_url)
+
+
+def reach_as(
+    cls: type[T],
+    data_dir: Path | None = None,
+    redis_url: str | None = None,
+    database_url: str | None = None,
+) -> T:
+    """The same for a command with settings of its own."""
     environ = environment()
     running = running_environment(data_dir or DEFAULT_DATA_DIR)
     if data_dir is not None:
@@ -54,7 +68,7 @@ def reach(
         environ["COFFEE_RT_REDIS_URL"] = redis_url
     if database_url:
         environ["COFFEE_RT_DATABASE_URL"] = database_url
-    return load(ToolSettings, environ)
+    return load(cls, environ)
 
 
 def reach_address(data_dir: Path | None = None) -> str:
