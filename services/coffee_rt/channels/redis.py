@@ -1,9 +1,10 @@
-"""Channels over Redis pub/sub (classic PUBLISH, which also reaches every node of a Cluster).
+"""Channels over Redis pub/sub (classic PUBLISH: to any node of a Cluster, it reaches all of them).
 
 Each subscription has its own connection and its own reader task. redis-py's hidden reconnect is turned
 off (retries 0): a connection that comes back silently would hide that messages were missed, so here every
 new connection leaves a None in the mailbox. A pub/sub connection may be idle for hours, hence no socket
-time-out on reading; instead a PING goes out after `PING_SECONDS` of silence and must be answered.
+time-out on reading; instead a PING goes out after `PING_SECONDS` of silence and must be answered. A new
+connection looks its server up anew: a Sentinel's master, or in a Cluster any node that can be reached.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from redis.exceptions import RedisError
 from coffee_rt.channels.mailbox import BYTES_MAX, MESSAGES_MAX, Mailbox
 from coffee_rt.channels.metrics import failed_publications, reconnects
 from coffee_rt.errors import Retryable
+from coffee_rt.redis_nodes.nodes import RedisNodes
+from coffee_rt.runtime.settings import RedisSettings
 
 CANCEL_SECONDS = 0.2
 """A reader that has not ended by then is cancelled again."""
@@ -41,11 +44,12 @@ _FAILURES = (RedisError, OSError, TimeoutError, asyncio.TimeoutError)
 
 
 class RedisChannels:
-    """Publish and subscribe through one Redis. Shared by all tasks of a process; owned by the wiring."""
+    """Publish and subscribe through the Redis of the settings (or of an address alone). Shared by all tasks
+    of a process; owned by the wiring."""
 
     def __init__(
         self,
-        url: str,
+        settings: RedisSettings | str,
         *,
         namespace: str = "coffee-rt",
         messages_max: int = MESSAGES_MAX,
@@ -60,10 +64,11 @@ class RedisChannels:
         self._ping_seconds = ping_seconds
         self._answer_seconds_max = answer_seconds_max
         self._uniform = uniform
-        self._publisher = _client(url, PUBLISH_SECONDS_MAX, PUBLISH_CONNECTIONS_MAX)
+        nodes = RedisNodes(settings)
+        self._publisher = _client(nodes, PUBLISH_SECONDS_MAX, PUBLISH_CONNECTIONS_MAX)
         # Publishers beyond the pool wait here; the pool itself would refuse them.
         self._publishing = asyncio.Semaphore(PUBLISH_CONNECTIONS_MAX)
-        self._subscriber = _client(url, None, None)
+        self._subscriber = _client(nodes, None, None)
         self._mailboxes: set[Mailbox] = set()
 
     async def publish(self, topic: str, body: bytes) -> None:
@@ -163,9 +168,11 @@ class RedisChannels:
                 mailbox.put(topic.removeprefix(self._prefix), message["data"])
 
 
-def _client(url: str, read_seconds_max: float | None, connections_max: int | None) -> Redis:
-    return Redis.from_url(
-        url,
+def _client(
+    nodes: RedisNodes, read_seconds_max: float | None, connections_max: int | None
+) -> Redis:
+    pool = nodes.pool(
+        None,
         socket_timeout=read_seconds_max,
         socket_connect_timeout=CONNECT_SECONDS_MAX,
         socket_keepalive=True,
@@ -173,6 +180,7 @@ def _client(url: str, read_seconds_max: float | None, connections_max: int | Non
         retry=Retry(NoBackoff(), 0),
         max_connections=connections_max,
     )
+    return Redis.from_pool(pool)
 
 
 def _escape(text: str) -> str:

@@ -74,7 +74,7 @@ async def wired(settings: FanoutSettings, lifecycle: Lifecycle) -> AsyncIterator
     """The process with its connections open; closed again at the end."""
     clock = lifecycle.clock
     pool = await create_pool(settings.database, application_name="coffee-rt-fanout")
-    messages = RedisChannels(settings.redis.url, namespace=settings.namespace)
+    messages = RedisChannels(settings.redis, namespace=settings.namespace)
     views = PostgresViewReader(pool, clock=clock)
     store = GuardedStore(
         CircuitBreaker(

@@ -32,9 +32,10 @@ from coffee_rt.order_api.placing import OrderPlacer
 from coffee_rt.order_api.rate import RateLimiter, StorageAway
 from coffee_rt.order_api.routes import BATCH_PATH, ORDERS_PATH, OrderRoutes
 from coffee_rt.order_api.settings import OrderApiSettings
+from coffee_rt.redis_nodes.nodes import RedisNodes
 from coffee_rt.runtime.breaker import CircuitBreaker, backoff_seconds
 from coffee_rt.runtime.lifecycle import Lifecycle
-from coffee_rt.runtime.settings import SettingsError
+from coffee_rt.runtime.settings import RedisSettings, SettingsError
 from coffee_rt.store.keys import PostgresApiKeys
 from coffee_rt.store.pool import create_pool
 from coffee_rt.streams.admission import Admission, AdmissionLimits
@@ -48,15 +49,28 @@ FRESH_REFRESHES = 3
 
 
 class SharedCounts:
-    """The library's Redis storage as rate.RateStorage."""
+    """The library's Redis storage as rate.RateStorage.
 
-    def __init__(self, redis_url: str, namespace: str) -> None:
-        uri = redis_url.replace("unix://", "redis+unix://", 1)
+    All counts carry one hash tag. In a Cluster they thus share a node: they are few and small (settled a few
+    times a second, gone after two minutes), and need no second idea of where keys live.
+    """
+
+    def __init__(self, settings: RedisSettings, namespace: str) -> None:
+        prefix = f"{namespace}:{{counts}}"
+        self._pool = RedisNodes(settings).pool(
+            prefix.encode(),
+            socket_timeout=settings.connect_seconds_max,
+            socket_connect_timeout=settings.connect_seconds_max,
+            # No retries: the next settlement is one.
+            retry=None,
+        )
+        options: Any = {"connection_pool": self._pool}
         self._storage = RedisStorage(
-            f"async+{uri}",
+            "async+redis://",
             wrap_exceptions=True,
             implementation="redispy",
-            key_prefix=namespace,
+            key_prefix=prefix,
+            **options,
         )
 
     async def incr(self, key: str, expiry: int, amount: int = 1) -> int:
@@ -66,8 +80,7 @@ class SharedCounts:
             raise StorageAway from error
 
     async def close(self) -> None:
-        bridge: Any = self._storage.bridge
-        await bridge.storage.aclose()
+        await self._pool.aclose()
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +147,8 @@ async def open_order_api(
     )
     log = RedisLog(settings.redis, settings.namespace, settings.shards, clock, breaker)
     producer, keeper = log.producer(producer_limits(settings)), log.keeper()
-    channels = RedisChannels(settings.redis.url, namespace=settings.namespace)
-    counts = SharedCounts(settings.redis.url, settings.namespace)
+    channels = RedisChannels(settings.redis, namespace=settings.namespace)
+    counts = SharedCounts(settings.redis, settings.namespace)
 
     async def is_settled(position: Position) -> bool:
         return await keeper.is_settled(STORE_GROUP, position)

@@ -40,10 +40,14 @@ async def wired(settings: QueryApiSettings, lifecycle: Lifecycle) -> AsyncIterat
         CircuitBreaker(
             name,
             failures=settings.breaker_failures,
-            open_seconds=settings.breaker_open_seconds,
+            open_seconds=open_seconds,
             clock=clock,
         )
-        for name in ("postgresql", "postgresql-replica", "redis")
+        for name, open_seconds in (
+            ("postgresql", settings.breaker_open_seconds),
+            ("postgresql-replica", settings.breaker_open_seconds),
+            ("redis", settings.redis.breaker_seconds(settings.breaker_open_seconds)),
+        )
     ]
     database, replica_breaker, log_breaker = breakers
     primary = await create_pool(settings.database, application_name="coffee-rt-query-api")

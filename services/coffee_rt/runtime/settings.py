@@ -17,9 +17,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, get_origin
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from coffee_rt.runtime.redis_address import RedisAddress, parse_redis_address
 
 PREFIX = "COFFEE_RT_"
 PROCESSES = ("ORDER_API", "WORKER", "AGGREGATOR", "FANOUT", "QUERY_API", "OPERATOR")
@@ -28,7 +30,12 @@ PROCESSES = ("ORDER_API", "WORKER", "AGGREGATOR", "FANOUT", "QUERY_API", "OPERAT
 _FOREIGN_PREFIXES = tuple(f"{PREFIX}{name}_" for name in (*PROCESSES, "UP", "BENCH", "TEST"))
 # What Kubernetes puts into a pod for each service of its namespace (a service may be called coffee-rt-...).
 _SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)\Z|_PORT(_\d+_(TCP|UDP)\w*)?\Z")
-_CREDENTIALS = re.compile(r"://[^/@\s]*@")
+# Up to the last @ before a slash: a password may hold one.
+_CREDENTIALS = re.compile(r"://[^/\s]*@")
+_PASSWORD_OPTION = re.compile(r"(?i)([?&]\w*password=)[^&\s]*")
+
+FAILOVER_BREAKER_SECONDS = 2.0
+"""How long a log that fails over is left alone at most: its next server is there within seconds."""
 
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -73,7 +80,18 @@ class RedisSettings(_Settings):
     url: str = shared(
         "redis://127.0.0.1:6379/0",
         repr=False,
-        help="Address: redis://, rediss:// or unix://, with user and password if there are any.",
+        help="Address, with user and password if there are any: redis://, rediss:// (TLS), unix://, "
+        "redis+sentinel://host:26379,host:26379/MASTER or redis+cluster://host:6379,host:6379.",
+    )
+    ca_file: Path | None = shared(
+        None,
+        help="Certificates (PEM) the servers' own are checked with, beside the system's; TLS only.",
+    )
+    certificate_file: Path | None = shared(
+        None, help="Our certificate (PEM), where the servers ask clients for one; TLS only."
+    )
+    key_file: Path | None = shared(
+        None, help="The key of our certificate (PEM), where it is a file of its own."
     )
     connect_seconds_max: float = shared(
         5.0, gt=0, help="Seconds to wait for a connection. Longer hides an outage from the breaker."
@@ -87,6 +105,36 @@ class RedisSettings(_Settings):
     health_check_seconds: float = shared(
         15.0, gt=0, help="Seconds after which an idle connection is pinged before it is used."
     )
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, url: str) -> str:
+        parse_redis_address(url)
+        return url
+
+    @field_validator("ca_file", "certificate_file", "key_file")
+    @classmethod
+    def _check_file(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        if path is None or "url" not in info.data:
+            return path
+        if not parse_redis_address(info.data["url"]).is_tls:
+            # Else whoever set it would believe that the connection is encrypted.
+            raise ValueError("needs an address with TLS: rediss://, rediss+sentinel://, ...")
+        if info.field_name == "key_file" and info.data.get("certificate_file") is None:
+            raise ValueError("needs the certificate too: COFFEE_RT_REDIS_CERTIFICATE_FILE")
+        if not path.is_file():
+            raise ValueError("is not a file")
+        return path
+
+    @property
+    def address(self) -> RedisAddress:
+        """`url`, taken apart."""
+        return parse_redis_address(self.url)
+
+    def breaker_seconds(self, configured: float) -> float:
+        """How long a breaker around this log stays open."""
+        fails_over = self.address.fails_over
+        return min(configured, FAILOVER_BREAKER_SECONDS) if fails_over else configured
 
 
 class DatabaseSettings(_Settings):
@@ -250,7 +298,7 @@ def masked(settings: _Settings) -> dict[str, str]:
 
 def mask_credentials(text: str) -> str:
     """The text with user and password of any address in it replaced."""
-    return _CREDENTIALS.sub("://***@", text)
+    return _PASSWORD_OPTION.sub(r"\1***", _CREDENTIALS.sub("://***@", text))
 
 
 def to_environ(settings: _Settings) -> dict[str, str]:

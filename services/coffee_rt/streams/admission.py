@@ -88,5 +88,7 @@ class Admission:
     async def refresh(self) -> None:
         """Look at the log once. Raises Retryable; the decision before stays then."""
         used, maximum = await self._keeper.memory()
-        load = LogLoad(used, maximum, await self._keeper.backlog(self._group))
+        # Without what is away: orders for it fail on their own, and the others are still taken.
+        backlog = await self._keeper.backlog(self._group, is_partial=True)
+        load = LogLoad(used, maximum, backlog)
         self.refusal = decide_admission(load, self._limits)

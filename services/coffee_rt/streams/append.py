@@ -1,7 +1,7 @@
 """Executes flushes on Redis: one script call each, on one connection a shard.
 
-What is resent and what is not: only NOSCRIPT and TRYAGAIN say that nothing happened, so only they are
-sent again. A call whose answer never came may have been executed: its outcome is unknown, its connection
+What is resent and what is not: only NOSCRIPT and a Cluster's TRYAGAIN, MOVED and ASK say that nothing
+happened, so only they are sent again, the last two elsewhere. A call whose answer never came may have been executed: its outcome is unknown, its connection
 is dropped, and the caller repeats it with the same key.
 """
 
@@ -22,14 +22,18 @@ from coffee_rt.streams.scripts import APPEND
 from coffee_rt.streams.shards import LogKeys, check_shards
 
 OOM_RETRY_SECONDS = 5.0
-_KEEPS_LINK = frozenset({"OOM", "TRYAGAIN", "NOSCRIPT"})
+_KEEPS_LINK = frozenset({"OOM", "TRYAGAIN", "NOSCRIPT", "ASK"})
+_NOT_EXECUTED = frozenset({"TRYAGAIN", "MOVED", "ASK"})
+_ASKING = pack(b"ASKING")
 
 
 class _Shard:
-    __slots__ = ("failures", "link", "opening", "retry_at")
+    __slots__ = ("asked", "failures", "link", "opening", "retry_at")
 
     def __init__(self) -> None:
         self.link: Link | None = None
+        self.asked: tuple[str, Link] | None = None
+        """Where the slot is moving to (as the ASK reply says it), and the link to there."""
         self.opening = asyncio.Lock()
         self.failures = 0
         self.retry_at = 0.0
@@ -86,15 +90,19 @@ class RedisTarget:
         command = pack(b"EVALSHA", APPEND.sha, *arguments)
         give_up_at = self._clock.monotonic() + self._limits.resend_seconds_max
         attempt = 0
+        is_asking = False
         while True:
             sent_at = self._clock.now()
             try:
-                reply = await self._send(link, command)
+                reply = await self._send(link, command, is_asking)
             except ReplyError as error:
                 if error.code == "NOSCRIPT":
                     command = pack(b"EVAL", APPEND.text, *arguments)
-                elif error.code == "TRYAGAIN" and self._clock.monotonic() < give_up_at:
-                    await self._clock.sleep(backoff_seconds(attempt, 0.005, 0.2))
+                elif error.code in _NOT_EXECUTED and self._clock.monotonic() < give_up_at:
+                    if error.code == "TRYAGAIN" or attempt:
+                        await self._clock.sleep(backoff_seconds(attempt, 0.005, 0.2))
+                    link = await self._redirect(flush.shard, link, error)
+                    is_asking = error.code == "ASK"
                 else:
                     raise self._refusal(link, error) from None
                 attempt += 1
@@ -106,6 +114,23 @@ class RedisTarget:
         for state in self._shards:
             if state.link is not None:
                 state.link.close()
+            if state.asked is not None:
+                state.asked[1].close()
+
+    async def _redirect(self, shard: int, link: Link, error: ReplyError) -> Link:
+        """The link to send a call to that this one did not execute. Raises NotExecuted."""
+        state = self._shards[shard]
+        if error.code == "MOVED":
+            link.close(error.code)
+        if error.code != "ASK":
+            return await self._open(shard)
+        # Once only: until the slot has moved as a whole, the one it comes from is asked first each time.
+        place = str(error)
+        if state.asked is None or state.asked[0] != place or state.asked[1].is_closed:
+            if state.asked is not None:
+                state.asked[1].close()
+            state.asked = place, await self._connector.open_asked(link, error, "append")
+        return state.asked[1]
 
     def _arguments(self, flush: Flush) -> list[Argument]:
         """Number of keys, keys and arguments of the script; see append.lua."""
@@ -138,8 +163,10 @@ class RedisTarget:
             *keyed,
         ]
 
-    async def _send(self, link: Link, command: bytes) -> list[Any]:
+    async def _send(self, link: Link, command: bytes, is_asking: bool) -> list[Any]:
         limits = self._limits
+        if is_asking:
+            link.send(_ASKING)
         answer = link.send(command)
         if not limits.replicas_min:
             reply: list[Any] = await link.wait(answer, limits.reply_seconds_max)
@@ -163,7 +190,7 @@ class RedisTarget:
             link.close(error.code)
         if error.code == "OOM":
             return Overload("log-full", "the order log is full", OOM_RETRY_SECONDS)
-        if error.code == "TRYAGAIN":
+        if error.code in _NOT_EXECUTED:
             return NotExecuted(str(error))
         return Retryable(str(error))
 
@@ -210,9 +237,9 @@ class RedisTarget:
 
 
 async def ensure_install(connector: Connector, keys: LogKeys, seconds_max: float) -> None:
-    """Check the server, and store the number of shards at the first use.
+    """Check the servers, and store the number of shards at the first use.
 
-    Raises Rejected where another number is stored, or where the server may evict: it would drop orders
+    Raises Rejected where another number is stored, or where a server may evict: it would drop orders
     and keys that were answered, without a word.
     """
     link = await connector.open(keys.install, "keeper")
@@ -222,11 +249,15 @@ async def ensure_install(connector: Connector, keys: LogKeys, seconds_max: float
         if stored is None:
             await link.call("HSETNX", keys.install, "shards", keys.shards, seconds_max=seconds_max)
             stored = await link.call("HGET", keys.install, "shards", seconds_max=seconds_max)
-        memory = await link.call("INFO", "memory", seconds_max=seconds_max)
     finally:
         link.close()
     check_shards(int(stored), keys.shards)
-    check_eviction(memory)
+    for stream in await connector.one_a_server(keys.streams):
+        link = await connector.open(stream, "keeper")
+        try:
+            check_eviction(await link.call("INFO", "memory", seconds_max=seconds_max))
+        finally:
+            link.close()
 
 
 def check_eviction(info: bytes) -> None:

@@ -12,6 +12,8 @@ from coffee_rt.streams.entries import parse_entry
 
 FIND_BEFORE_MS = 50
 """An id may be this much younger than its entry: error of the learned clock."""
+FIND_BEFORE_SPREAD_MS = 500
+"""The same where shards live on several servers, each with its own clock: ids are minted on one for all."""
 FIND_AFTER_MS = 30_000
 """An id may be this much older: it waited in a queue and for its flush."""
 

@@ -231,7 +231,8 @@ class LogKeeper(Protocol):
     async def ensure_group(self, group: str) -> None:
         """Register a consumer group on every shard from its first entry; idempotent."""
 
-    async def backlog(self, group: str) -> list[Backlog]: ...
+    async def backlog(self, group: str, *, is_partial: bool = False) -> list[Backlog]:
+        """One a shard. `is_partial`: without the shards whose server is away, as long as any answers."""
 
     async def horizon(self, shard: int) -> Horizon: ...
 
@@ -259,7 +260,7 @@ class LogKeeper(Protocol):
         what has its id now, or came after it, says nothing of it."""
 
     async def memory(self) -> tuple[int, int]:
-        """Bytes used and the maximum (0: no maximum)."""
+        """Bytes used and the maximum (0: no maximum), of the fullest server that answers."""
 
     async def unsafe_reasons(self) -> list[str]:
         """Why the server may lose what it answered (server_safety.REASONS); empty: as far as it says, it

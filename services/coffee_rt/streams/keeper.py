@@ -1,22 +1,26 @@
 """Care of the log on Redis: groups, trim, backlog, look-ups. A LogKeeper.
 
 Every answer about one shard comes from one script call, so it is about one moment; answers about several
-shards are not. Commands go to one connection a shard, opened when needed.
+shards are not. Commands go to one connection a shard, opened when needed, and one for the registry of groups
+(in a Cluster it may live on another node than any shard).
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from coffee_rt.domain.ids import id_shard, id_time_ms
+from coffee_rt.errors import Retryable
 from coffee_rt.streams import metrics
 from coffee_rt.streams.append import ensure_install
 from coffee_rt.streams.backlog import (
     FIND_AFTER_MS,
     FIND_BEFORE_MS,
+    FIND_BEFORE_SPREAD_MS,
     GroupState,
     ShardState,
     find_record,
@@ -30,6 +34,8 @@ from coffee_rt.streams.redis import Argument, Connector, Link, ReplyError
 from coffee_rt.streams.scripts import BACKLOG, FOLLOW, LEAVE, SETTLED, TRIM, Script
 from coffee_rt.streams.server_safety import judge_server, worst_of
 from coffee_rt.streams.shards import LogKeys
+
+T = TypeVar("T")
 
 TRIM_ENTRIES_MAX = 10_000
 """Entries removed by one script call: about ten milliseconds of Redis."""
@@ -45,8 +51,9 @@ class RedisKeeper:
         self._connector = connector
         self._keys = keys
         self._seconds_max = reply_seconds_max
-        self._links: dict[int, Link] = {}
-        self._opening = asyncio.Lock()
+        self._links: dict[bytes, Link] = {}
+        # One each: a server that is away must not keep the others' connections waiting.
+        self._opening: defaultdict[bytes, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     @property
     def shards(self) -> int:
@@ -61,16 +68,16 @@ class RedisKeeper:
             link.close()
 
     async def ensure_group(self, group: str) -> None:
+        registry = self._keys.groups
         # Registered first: from then on a trim leaves everything until the group is on every shard.
         # Not when it is: while Redis is full the write is refused, and who frees it must start all the same.
-        if not await self._call(0, "HEXISTS", self._keys.groups, group):
-            await self._call(0, "HSETNX", self._keys.groups, group, int(time.time()))
-        for shard in range(self.shards):
-            link = await self._link(shard)
-            await create_group(link, self._keys.streams[shard], group, self._seconds_max)
+        if not await self._call_at(registry, "HEXISTS", registry, group):
+            await self._call_at(registry, "HSETNX", registry, group, int(time.time()))
+        for stream in self._keys.streams:
+            await create_group(await self._link(stream), stream, group, self._seconds_max)
 
     async def registered_groups(self) -> list[str]:
-        names: list[bytes] = await self._call(0, "HKEYS", self._keys.groups)
+        names: list[bytes] = await self._call_at(self._keys.groups, "HKEYS", self._keys.groups)
         return sorted(name.decode() for name in names)
 
     async def foreign_groups(self) -> dict[str, list[int]]:
@@ -83,13 +90,16 @@ class RedisKeeper:
         metrics.FOREIGN_GROUPS.set(len(foreign))
         return foreign
 
-    async def backlog(self, group: str) -> list[Backlog]:
-        shards = range(self.shards)
-        return await asyncio.gather(*(self._backlog(group, shard) for shard in shards))
+    async def backlog(self, group: str, *, is_partial: bool = False) -> list[Backlog]:
+        asked = (self._backlog(group, shard) for shard in range(self.shards))
+        if not is_partial:
+            return await asyncio.gather(*asked)
+        return _those_that_answer(await asyncio.gather(*asked, return_exceptions=True))
 
     async def _backlog(self, group: str, shard: int) -> Backlog:
         state = await self._state(shard)
-        memory = await self._call(shard, "MEMORY", "USAGE", self._keys.streams[shard])
+        stream = self._keys.streams[shard]
+        memory = await self._call_at(stream, "MEMORY", "USAGE", stream)
         found = next((one for one in state.groups if one.name == group), None)
         backlog = plan_backlog(shard, state, found, int(memory or 0))
         labels = (group, str(shard))
@@ -116,7 +126,7 @@ class RedisKeeper:
             removed = await self._run(shard, TRIM, [stream, self._keys.marks[shard]], arguments)
             if not isinstance(removed, int):
                 # A registered group is missing here: from its first entry on it will want everything.
-                link = await self._link(shard)
+                link = await self._link(stream)
                 if await create_group(link, stream, removed.decode(), self._seconds_max):
                     metrics.GROUPS_RECREATED.labels(str(shard)).inc()
                 return total
@@ -152,24 +162,36 @@ class RedisKeeper:
         return bool(await self._run(position.shard, SETTLED, [stream], arguments))
 
     async def memory(self) -> tuple[int, int]:
-        info = await self._call(0, "INFO", "memory")
-        facts = dict(line.split(b":", 1) for line in info.split(b"\r\n") if b":" in line)
-        used, maximum = int(facts[b"used_memory"]), int(facts[b"maxmemory"])
+        """Of the fullest server. One that is away is left out: what goes there fails on its own."""
+        one_a_server = await self._connector.one_a_server(self._keys.streams)
+        asked = (self._memory(stream) for stream in one_a_server)
+        found = _those_that_answer(await asyncio.gather(*asked, return_exceptions=True))
+        used, maximum = max(found, key=lambda pair: (pair[0] / pair[1] if pair[1] else 0, pair[0]))
         metrics.MEMORY_BYTES.labels("used").set(used)
         metrics.MEMORY_BYTES.labels("maximum").set(maximum)
         return used, maximum
 
+    async def _memory(self, stream: bytes) -> tuple[int, int]:
+        link = await self._link(stream)
+        # The command names no key, so no Cluster redirects it, and a server that was demoted answers too.
+        info = await link.call("INFO", "memory", "replication", seconds_max=self._seconds_max)
+        facts = dict(line.split(b":", 1) for line in info.split(b"\r\n") if b":" in line)
+        if facts.get(b"role") == b"slave":
+            link.close("the server is a replica now")
+            raise Retryable("the log's server is a replica")
+        return int(facts[b"used_memory"]), int(facts[b"maxmemory"])
+
     async def unsafe_reasons(self) -> list[str]:
-        # Each shard's server: they may be several, and a reply is small.
-        judged = worst_of([await self._judge_server(shard) for shard in range(self.shards)])
+        one_a_server = await self._connector.one_a_server(self._keys.streams)
+        judged = worst_of([await self._judge_server(stream) for stream in one_a_server])
         for reason, is_unsafe in judged.items():
             metrics.UNSAFE.labels(reason).set(is_unsafe)
         return [reason for reason, is_unsafe in judged.items() if is_unsafe]
 
-    async def _judge_server(self, shard: int) -> dict[str, bool]:
-        info = await self._call(shard, "INFO", "memory")
-        info += await self._call(shard, "INFO", "persistence")
-        link = await self._link(shard)
+    async def _judge_server(self, stream: bytes) -> dict[str, bool]:
+        info = await self._call_at(stream, "INFO", "memory")
+        info += await self._call_at(stream, "INFO", "persistence")
+        link = await self._link(stream)
         try:
             fsync = await link.call("CONFIG", "GET", "appendfsync", seconds_max=self._seconds_max)
         except ReplyError:
@@ -186,14 +208,15 @@ class RedisKeeper:
         at_ms = id_time_ms(order_id)
         if shard >= self.shards:
             return None
-        start, end = str(max(0, at_ms - FIND_BEFORE_MS)), str(at_ms + FIND_AFTER_MS)
+        before_ms = FIND_BEFORE_SPREAD_MS if self._connector.is_spread else FIND_BEFORE_MS
+        start, end = str(max(0, at_ms - before_ms)), str(at_ms + FIND_AFTER_MS)
         return await self._find_between(shard, start, end, order_id)
 
     async def _find_client_id(self, order_id: bytes) -> Position | None:
         name = order_id.hex().encode()
-        prefixes = enumerate(self._keys.client_ids)
+        homes = zip(self._keys.streams, self._keys.client_ids, strict=True)
         values = await asyncio.gather(
-            *(self._call(shard, "GET", prefix + name) for shard, prefix in prefixes)
+            *(self._call_at(stream, "GET", prefix + name) for stream, prefix in homes)
         )
         for shard, value in enumerate(values):
             if value is not None:
@@ -205,7 +228,9 @@ class RedisKeeper:
     ) -> tuple[Position, bytes] | None:
         stream = self._keys.streams[shard]
         while True:
-            page = await self._call(shard, "XRANGE", stream, start, end, "COUNT", FIND_PAGE_ENTRIES)
+            page = await self._call_at(
+                stream, "XRANGE", stream, start, end, "COUNT", FIND_PAGE_ENTRIES
+            )
             for entry_id, flat in page:
                 found = find_record(fields_of(flat), order_id)
                 if found is not None:
@@ -221,31 +246,41 @@ class RedisKeeper:
     async def _run(
         self, shard: int, script: Script, keys: Sequence[bytes], arguments: Sequence[Argument]
     ) -> Any:
-        link = await self._link(shard)
+        link = await self._link(self._keys.streams[shard])
         try:
             return await link.run(script, keys, arguments, self._seconds_max)
         except ReplyError as error:
             link.close(error.code)
             raise
 
-    async def _call(self, shard: int, *command: Argument) -> Any:
-        link = await self._link(shard)
+    async def _call_at(self, home: bytes, *command: Argument) -> Any:
+        """A command about keys that live where `home` does."""
+        link = await self._link(home)
         try:
             return await link.call(*command, seconds_max=self._seconds_max)
         except ReplyError as error:
             link.close(error.code)
             raise
 
-    async def _link(self, shard: int) -> Link:
-        link = self._links.get(shard)
+    async def _link(self, home: bytes) -> Link:
+        link = self._links.get(home)
         if link is not None and not link.is_closed:
             return link
-        async with self._opening:
-            link = self._links.get(shard)
+        async with self._opening[home]:
+            link = self._links.get(home)
             if link is None or link.is_closed:
-                link = await self._connector.open(self._keys.streams[shard], "keeper")
-                self._links[shard] = link
+                link = await self._connector.open(home, "keeper")
+                self._links[home] = link
         return link
+
+
+def _those_that_answer(answers: Sequence[T | BaseException]) -> list[T]:
+    """Raises the first failure where all failed, or where one is no Retryable."""
+    failures = [answer for answer in answers if isinstance(answer, BaseException)]
+    fatal = [failure for failure in failures if not isinstance(failure, Retryable)]
+    if fatal or len(failures) == len(answers):
+        raise (fatal or failures)[0]
+    return [answer for answer in answers if not isinstance(answer, BaseException)]
 
 
 def parse_shard_state(reply: Sequence[Any]) -> ShardState:

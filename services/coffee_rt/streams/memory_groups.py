@@ -185,10 +185,15 @@ class MemoryKeeper:
                     foreign.setdefault(name, []).append(shard)
         return foreign
 
-    async def backlog(self, group: str) -> list[Backlog]:
-        backlogs = []
+    async def backlog(self, group: str, *, is_partial: bool = False) -> list[Backlog]:
+        backlogs: list[Backlog] = []
         for shard, log in enumerate(self._log.shards):
-            await self._log.faults("backlog.answer", shard)
+            try:
+                await self._log.faults("backlog.answer", shard)
+            except Retryable:
+                if not is_partial or (shard == len(self._log.shards) - 1 and not backlogs):
+                    raise
+                continue
             state = self._state(log)
             found = next((one for one in state.groups if one.name == group), None)
             backlogs.append(plan_backlog(shard, state, found, log.size))

@@ -22,6 +22,8 @@ from coffee_rt.streams.shards import LogKeys
 
 # Codes of a reply that says "the group is gone": asked for, or woken from a blocking read by it.
 _LOST_GROUP = frozenset({"NOGROUP", "UNBLOCKED"})
+# Of the right server all the same: the slot is on its way to another, and will be answered when it is there.
+_IN_MIGRATION = frozenset({"ASK", "TRYAGAIN"})
 
 
 class _Shard:
@@ -181,7 +183,7 @@ class RedisReader:
         try:
             return await link.call(*command, seconds_max=self._reply_seconds_max)
         except ReplyError as error:
-            if error.code != "NOGROUP":
+            if error.code != "NOGROUP" and error.code not in _IN_MIGRATION:
                 link.close(error.code)  # A replica, a loading server: find the right one again.
             raise
 
@@ -198,7 +200,8 @@ class RedisReader:
             return await link.wait(link.send(pack(*command)), seconds_max)
         except ReplyError as error:
             if error.code not in _LOST_GROUP:
-                link.close(error.code)
+                if error.code not in _IN_MIGRATION:
+                    link.close(error.code)
                 raise
         stream = self._keys.streams[state.number]
         if await create_group(link, stream, self._group, self._reply_seconds_max):

@@ -2,22 +2,24 @@
 
 redis-py opens a connection (TLS, unix sockets, users and passwords, database) with its retries off; a
 `Link` then takes the socket over and speaks RESP2 with hiredis on it. That way many commands can be on
-their way at once, a command costs one future, and nothing is ever resent behind our back. Where the log
-is spread over several servers (Sentinel, Cluster), another `Connector` finds the one a key lives on.
+their way at once, a command costs one future, and nothing is ever resent behind our back. Which server a
+connection goes to (one, a Sentinel's master, the Cluster node of a key) is decided each time one is opened.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
 import hiredis
-from redis.asyncio.connection import AbstractConnection, Connection, parse_url
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
 from coffee_rt.errors import NotExecuted, Retryable
+from coffee_rt.redis_nodes.nodes import RedisNodes, node_of
+from coffee_rt.runtime.settings import RedisSettings
 from coffee_rt.streams import metrics
 from coffee_rt.streams.scripts import Script
 
@@ -50,8 +52,14 @@ class Link(asyncio.Protocol):
     harms nobody: its reply is dropped when it comes. A reply that does not come in time closes the link.
     """
 
-    def __init__(self, connection: AbstractConnection) -> None:
+    def __init__(
+        self,
+        connection: AbstractConnection,
+        on_error: Callable[[ReplyError | LinkLost], None] | None = None,
+    ) -> None:
+        """`on_error` is told of each error reply, or reply out of time, that somebody waited for."""
         self._connection = connection
+        self._on_error = on_error
         self._waiting: deque[asyncio.Future[Any]] = deque()
         self._reader = hiredis.Reader(
             replyError=ReplyError, notEnoughData=_NOT_ENOUGH_DATA, protocolError=ValueError
@@ -62,6 +70,8 @@ class Link(asyncio.Protocol):
         writer = cast(asyncio.StreamWriter, connection._writer)
         self._transport = cast(asyncio.Transport, writer.transport)
         self._transport.set_protocol(self)
+        self.host: str = getattr(connection, "host", "")
+        """Of the server; empty for a unix socket."""
         self.is_closed = False
         reader = connection._reader
         if (
@@ -92,8 +102,13 @@ class Link(asyncio.Protocol):
                 reply = await future
         except TimeoutError:
             self.close("no answer in time")
-            raise LinkLost(f"the log did not answer within {seconds_max:g} s") from None
+            lost = LinkLost(f"the log did not answer within {seconds_max:g} s")
+            if self._on_error is not None:
+                self._on_error(lost)
+            raise lost from None
         if isinstance(reply, ReplyError):
+            if self._on_error is not None:
+                self._on_error(reply)
             raise reply
         return reply
 
@@ -152,41 +167,81 @@ class Link(asyncio.Protocol):
 class Connector(Protocol):
     """Opens links. Shared by everything in a process that speaks to the log."""
 
+    @property
+    def fails_over(self) -> bool:
+        """Whether another server takes the place of one that died, within seconds."""
+
+    @property
+    def is_spread(self) -> bool:
+        """Whether the log's keys live on several servers, each with a clock and a memory of its own."""
+
     async def open(self, key: bytes, role: str) -> Link:
-        """A link to the server that holds `key`. Raises NotExecuted."""
+        """A link to the server that holds `key` now. Raises NotExecuted."""
+
+    async def open_asked(self, answered_by: Link, error: ReplyError, role: str) -> Link:
+        """A link to the server that an ASK reply names. Raises NotExecuted."""
+
+    async def one_a_server(self, keys: Sequence[bytes]) -> list[bytes]:
+        """Of these keys one for each server that holds some of them. Raises NotExecuted."""
 
 
 class RedisConnector:
-    """One server behind a URL (redis://, rediss://, unix://). A Connector."""
+    """The server, Sentinel or Cluster of the settings (or of an address alone). A Connector."""
 
-    def __init__(self, url: str, *, connect_seconds_max: float = 5.0) -> None:
-        options = dict(parse_url(url))
-        kind = options.pop("connection_class", Connection)
-        self._kind = cast(type[AbstractConnection], kind)
-        self._options: dict[str, Any] = options
-        self._connect_seconds_max = connect_seconds_max
+    def __init__(self, settings: RedisSettings | str) -> None:
+        if isinstance(settings, str):
+            settings = RedisSettings(url=settings)
+        self._nodes = RedisNodes(settings)
+        self._connect_seconds_max = settings.connect_seconds_max
+
+    @property
+    def fails_over(self) -> bool:
+        return self._nodes.fails_over
+
+    @property
+    def is_spread(self) -> bool:
+        return self._nodes.is_spread
 
     async def open(self, key: bytes, role: str) -> Link:
-        connection = self._kind(
-            **{
-                **self._options,
-                "protocol": 2,
-                "retry": None,
-                "socket_timeout": self._connect_seconds_max,
-                "socket_connect_timeout": self._connect_seconds_max,
-                "client_name": f"coffee-rt-{role}",
-            }
-        )
+        return await self._open(self._nodes.connection(key, **self._options(role)), role)
+
+    async def open_asked(self, answered_by: Link, error: ReplyError, role: str) -> Link:
+        node = node_of(str(error).split(" ")[2], answered_by.host)
+        return await self._open(self._nodes.connection_to(node, **self._options(role)), role)
+
+    async def one_a_server(self, keys: Sequence[bytes]) -> list[bytes]:
         try:
-            await self.greet(connection)
+            return await self._nodes.one_a_node(keys)
         except (RedisError, OSError) as error:
             raise NotExecuted(f"the log is not reachable: {error}") from None
-        link = Link(connection)
-        if link.is_closed:
-            raise NotExecuted("the log closed the connection at once")
-        metrics.RECONNECTS.labels(role).inc()
-        return link
 
     async def greet(self, connection: AbstractConnection) -> None:
         """Connect, authenticate, choose the database."""
         await cast(Any, connection).connect()
+
+    def _options(self, role: str) -> dict[str, Any]:
+        return {
+            "protocol": 2,
+            "retry": None,
+            "socket_timeout": self._connect_seconds_max,
+            "socket_connect_timeout": self._connect_seconds_max,
+            "client_name": f"coffee-rt-{role}",
+        }
+
+    async def _open(self, connection: AbstractConnection, role: str) -> Link:
+        try:
+            await self.greet(connection)
+        except (RedisError, OSError) as error:
+            raise NotExecuted(f"the log is not reachable: {error}") from None
+
+        def learn(error: ReplyError | LinkLost) -> None:
+            if isinstance(error, LinkLost):
+                self._nodes.doubt()
+            else:
+                self._nodes.learn(error.code, str(error), link.host)
+
+        link = Link(connection, learn)
+        if link.is_closed:
+            raise NotExecuted("the log closed the connection at once")
+        metrics.RECONNECTS.labels(role).inc()
+        return link

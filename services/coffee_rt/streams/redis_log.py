@@ -26,11 +26,10 @@ class RedisLog:
         breaker: CircuitBreaker | None = None,
     ) -> None:
         self.keys = LogKeys(namespace, shards)
-        self.connector = RedisConnector(
-            settings.url, connect_seconds_max=settings.connect_seconds_max
-        )
+        self.connector = RedisConnector(settings)
         self._clock = clock or SystemClock()
-        self._breaker = breaker
+        # Where servers fail over, a breaker would leave the next one alone: a shard's own pauses do.
+        self._breaker = None if self.connector.fails_over else breaker
         self._seconds_max = settings.command_seconds_max
 
     def producer(self, limits: ProducerLimits | None = None) -> GroupProducer:

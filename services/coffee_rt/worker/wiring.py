@@ -80,14 +80,14 @@ async def build_worker(settings: WorkerSettings, lifecycle: Lifecycle) -> AsyncI
     """A worker with its connections, closed at the end."""
     log = RedisLog(settings.redis, settings.namespace, settings.shards, lifecycle.clock)
     log_keeper = log.keeper()
-    channels = RedisChannels(settings.redis.url, namespace=settings.namespace)
+    channels = RedisChannels(settings.redis, namespace=settings.namespace)
     pool = await create_pool(settings.database, application_name="coffee-rt worker")
 
-    def make_breaker(name: str) -> CircuitBreaker:
+    def make_breaker(name: str, open_seconds: float) -> CircuitBreaker:
         return CircuitBreaker(
             name,
             failures=settings.breaker_failures,
-            open_seconds=settings.breaker_open_seconds,
+            open_seconds=open_seconds,
             clock=lifecycle.clock,
         )
 
@@ -104,8 +104,10 @@ async def build_worker(settings: WorkerSettings, lifecycle: Lifecycle) -> AsyncI
         writer=PostgresOrderWriter(pool),
         store_keeper=PostgresKeeper(pool),
         channels=channels,
-        log_breaker=make_breaker("redis"),
-        store_breaker=make_breaker("postgresql"),
+        log_breaker=make_breaker(
+            "redis", settings.redis.breaker_seconds(settings.breaker_open_seconds)
+        ),
+        store_breaker=make_breaker("postgresql", settings.breaker_open_seconds),
         clock=lifecycle.clock,
         health=lifecycle.health,
         log=lifecycle.log,

@@ -1,0 +1,122 @@
+"""Finds the master by asking its sentinels.
+
+All sentinels are asked at once; what most of them say counts, because one that was cut off may still name
+the old master. Whoever they name must say itself that it is the master before it is used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import AuthenticationError
+from redis.exceptions import ConnectionError as NotConnected
+
+from coffee_rt.redis_nodes.connections import AWAY, Node, ask
+from coffee_rt.runtime.redis_address import RedisAddress
+
+FRESH_SECONDS = 0.5
+"""What the sentinels said serves so long, so that a process that opens ten connections asks once."""
+
+
+class SentinelFinder:
+    """A Finder. `connect` makes an unopened connection to a sentinel or a server."""
+
+    def __init__(self, address: RedisAddress, connect: Callable[..., AbstractConnection]) -> None:
+        self._address = address
+        self._connect = connect
+        self._asking = asyncio.Lock()
+        self._master: Node | None = None
+        self._asked_at = 0.0
+        self._is_login_needed = True
+
+    async def find(self, key: bytes | None) -> Node:
+        async with self._asking:
+            if self._master is None or time.monotonic() > self._asked_at + FRESH_SECONDS:
+                self._master = await self._ask_all()
+                self._asked_at = time.monotonic()
+            return self._master
+
+    async def verify(self, connection: AbstractConnection) -> None:
+        await connection.send_command("ROLE", check_health=False)
+        role = (await connection.read_response())[0]
+        if role not in (b"master", "master"):
+            self.doubt()
+            raise NotConnected("the server the sentinels name is not a master (yet)")
+
+    def moved(self, slot: int, node: Node) -> None:
+        return
+
+    def doubt(self) -> None:
+        self._master = None
+
+    def suspect(self, node: Node) -> None:
+        return
+
+    async def one_a_node(self, keys: Sequence[bytes]) -> list[bytes]:
+        return list(keys[:1])
+
+    async def nodes(self) -> list[Node]:
+        """The master first, then its replicas that are up."""
+        master = await self.find(None)
+        for host, port in self._address.hosts:
+            try:
+                replicas = await self._ask(Node(host, port), "REPLICAS", self._address.master)
+            except AWAY:
+                continue
+            found = [dict(zip(flat[::2], flat[1::2], strict=True)) for flat in replicas or []]
+            up = [one for one in found if "s_down" not in one["flags"].split(",")]
+            return [master, *(Node(one["ip"], int(one["port"])) for one in up)]
+        return [master]
+
+    async def _ask_all(self) -> Node:
+        hosts = self._address.hosts
+        name = self._address.master
+        asking = [
+            asyncio.ensure_future(self._ask(Node(*host), "GET-MASTER-ADDR-BY-NAME", name))
+            for host in hosts
+        ]
+        votes: Counter[Node] = Counter()
+        problem = f"no sentinel knows a master called {name}"
+        try:
+            for answer in asyncio.as_completed(asking):
+                try:
+                    found = await answer
+                except AWAY as error:
+                    problem = f"no sentinel answers: {error or type(error).__name__}"
+                    continue
+                if found is None:
+                    continue
+                node = Node(found[0], int(found[1]))
+                votes[node] += 1
+                if votes[node] > len(hosts) // 2:
+                    break
+        finally:
+            for task in asking:
+                task.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+        if not votes:
+            raise NotConnected(problem)
+        return votes.most_common(1)[0][0]
+
+    async def _ask(self, sentinel: Node, *command: str) -> Any:
+        address = self._address
+        if address.sentinel_password is not None:
+            login = {"username": address.sentinel_username, "password": address.sentinel_password}
+        elif self._is_login_needed and address.password is not None:
+            login = {"username": address.username, "password": address.password}
+        else:
+            login = {}
+        try:
+            return await ask(self._connect(sentinel, **login), "SENTINEL", *command)
+        except AuthenticationError:
+            if not login or address.sentinel_password is not None:
+                raise
+            # Sentinels often have no password where the servers have one.
+            answer = await ask(self._connect(sentinel), "SENTINEL", *command)
+            self._is_login_needed = False
+            return answer
