@@ -179,6 +179,37 @@ def migrate(data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
 
 
 @app.command(rich_help_panel=_CARE)
+def smoke(
+    address: Annotated[
+        str | None,
+        typer.Argument(
+            help="Where orders are posted.  [default: the running `up`, else http://127.0.0.1:8080]",
+            show_default=False,
+        ),
+    ] = None,
+    query_address: Annotated[
+        str | None, typer.Option(help="Where query-api answers.  [default: the same]")
+    ] = None,
+    live_address: Annotated[
+        str | None, typer.Option(help="Where fanout takes sockets.  [default: the same]")
+    ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(envvar="COFFEE_RT_API_KEY", help="API key with the scopes ingest and read."),
+    ] = None,
+    wait_seconds: Annotated[float, typer.Option(min=1, help="How long each step may take.")] = 30,
+    data_dir: DataDir = None,
+) -> None:
+    """Post one order (0.01, store smoke-test) and follow it to the view and a socket."""
+    from coffee_rt.embedded.reach import reach_address
+    from coffee_rt.embedded.smoke import SmokeOptions, run_smoke
+
+    orders = (address or reach_address(data_dir)).rstrip("/")
+    query, live = ((each or orders).rstrip("/") for each in (query_address, live_address))
+    asyncio.run(run_smoke(SmokeOptions(orders, query, live, api_key, wait_seconds), _say))
+
+
+@app.command(rich_help_panel=_CARE)
 def rebuild(
     view: ViewName,
     start: Since = None,

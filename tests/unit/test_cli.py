@@ -19,6 +19,7 @@ COMMANDS = (
     "fanout",
     "query-api",
     "migrate",
+    "smoke",
     "rebuild",
     "audit",
     "settings",

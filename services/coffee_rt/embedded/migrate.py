@@ -30,7 +30,9 @@ class MigrateSettings(ToolSettings):
     process: ClassVar[str] = "migrate"
 
     wait_seconds: float = own(
-        0.0, ge=0, help="Seconds to wait for a PostgreSQL that does not answer yet; 0: fail at once."
+        0.0,
+        ge=0,
+        help="Seconds to wait for a PostgreSQL that does not answer yet; 0: fail at once.",
     )
     key: str | None = own(
         None,
