@@ -115,9 +115,10 @@ labels:
   {{- include "coffee-rt.podLabels" . | nindent 2 }}
 {{- end }}
 
-{{/* (root, component, values, volumes): a pod's spec but for its containers. `volumes` are the process's own. */}}
+{{/* (root, component, values, volumes, token, account): a pod's spec but for its containers. `volumes` are the process's own;
+`token` mounts the ServiceAccount's; `account` replaces it. */}}
 {{- define "coffee-rt.podSpec" -}}
-serviceAccountName: {{ include "coffee-rt.serviceAccountName" . }}
+serviceAccountName: {{ .account | default (include "coffee-rt.serviceAccountName" .) }}
 automountServiceAccountToken: {{ .token | default false }}
 enableServiceLinks: false
 {{- with .root.Values.imagePullSecrets }}

@@ -12,7 +12,7 @@ What others use (all take the root context):
   coffee-rt.valkey.maxmemoryBytes   bytes that one Valkey may hold (0: not known)
   coffee-rt.valkey.primaries        servers that share the streams
   coffee-rt.postgresqlMaxConnections
-                                    connections that all pools together may open
+                                    connections that the server, or one pooler, takes
   coffee-rt.storesEgressPeers       egress rules of a NetworkPolicy towards both stores
 */}}
 
@@ -286,4 +286,95 @@ postgresql://coffee_rt:$(POSTGRESQL_PASSWORD)@{{ include "coffee-rt.postgresql.n
 - ports: {{- include "coffee-rt.stores.ports" (list 5432) | nindent 4 }}
   to: {{- include "coffee-rt.stores.peer" (dict "root" . "component" "postgresql") | nindent 4 }}
 {{- end }}
+{{- end }}
+
+{{/* (root, values): what the pods of both stores have in common. */}}
+{{- define "coffee-rt.stores.podSpec" -}}
+automountServiceAccountToken: false
+enableServiceLinks: false
+{{- with .root.Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+terminationGracePeriodSeconds: {{ .values.terminationGracePeriodSeconds }}
+securityContext:
+  runAsNonRoot: true
+  runAsUser: {{ .values.uid | int64 }}
+  runAsGroup: {{ .values.uid | int64 }}
+  fsGroup: {{ .values.uid | int64 }}
+  fsGroupChangePolicy: OnRootMismatch
+  seccompProfile:
+    type: RuntimeDefault
+{{- range $key := list "nodeSelector" "tolerations" "topologySpreadConstraints" "priorityClassName" }}
+{{- with index $.values $key }}
+{{ $key }}:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* (root, values, component, checksum): annotations and labels of a store's pods. */}}
+{{- define "coffee-rt.stores.podMetadata" -}}
+annotations:
+  checksum/config: {{ .checksum }}
+  {{- with merge (dict) .values.podAnnotations .root.Values.commonAnnotations }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+labels:
+  {{- include "coffee-rt.labels" . | nindent 2 }}
+  {{- with .values.podLabels }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end }}
+
+{{/* (values): image and security of a store's container. */}}
+{{- define "coffee-rt.stores.container" -}}
+{{- with .values.image -}}
+image: {{ ternary (printf "%s@%s" .repository .digest) (printf "%s:%s" .repository .tag) (not (empty .digest)) }}
+imagePullPolicy: {{ .pullPolicy }}
+{{- end }}
+securityContext:
+  {{- include "coffee-rt.containerSecurityContext" . | nindent 2 }}
+{{- end }}
+
+{{/* (name, persistence, labels): a claim of a StatefulSet. It stays when the release is uninstalled. */}}
+{{- define "coffee-rt.stores.claim" -}}
+metadata:
+  name: {{ .name }}
+  labels:
+    {{- .labels | nindent 4 }}
+spec:
+  accessModes: [ReadWriteOnce]
+  {{- with .persistence.storageClass }}
+  storageClassName: {{ . }}
+  {{- end }}
+  resources:
+    requests:
+      storage: {{ .persistence.size }}
+{{- end }}
+
+{{/* (root, component, pattern): the scripts of a store, as ConfigMap data. */}}
+{{- define "coffee-rt.stores.scripts" -}}
+{{- range $path, $_ := .root.Files.Glob .pattern }}
+{{ base $path }}: |
+  {{- $.root.Files.Get $path | trim | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* (root): the components that talk to the stores, as NetworkPolicyPeers. */}}
+{{- define "coffee-rt.stores.clients" -}}
+{{- range $component := list "order-api" "worker" "aggregator" "fanout" "query-api" "operator" "migrate" }}
+{{ include "coffee-rt.stores.peer" (dict "root" $ "component" $component) }}
+{{- end }}
+{{- end }}
+
+{{/* (settings): further lines of a configuration file, as NAME -> text. Helm reads numbers as floats. */}}
+{{- define "coffee-rt.stores.text" -}}
+{{- if kindIs "bool" . -}}
+{{ ternary "yes" "no" . }}
+{{- else if and (kindIs "float64" .) (eq (floor .) .) -}}
+{{ int64 . }}
+{{- else -}}
+{{ . }}
+{{- end -}}
 {{- end }}
