@@ -1,0 +1,64 @@
+"""One cluster for all tests; one namespace and release a test module, unless tests only look.
+
+The cluster is KUBECONFIG's, or the one that k8s-tests/cluster brings up; images must be loaded already
+(scripts/k8s-test does all of that, and says what it does).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from kube import Kube
+from release import Images, Release
+
+CACHE = Path(
+    os.environ.get("COFFEE_RT_CACHE")
+    or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "coffee-rt"
+)
+
+
+@pytest.fixture(scope="session")
+def kubeconfig() -> Path:
+    path = os.environ.get("KUBECONFIG", "")
+    if not path:
+        pytest.fail("KUBECONFIG names no cluster: run scripts/k8s-test")
+    return Path(path)
+
+
+@pytest.fixture(scope="session")
+def helm() -> str:
+    """The helm program. Fails with a sentence where there is none."""
+    for path in (os.environ.get("COFFEE_RT_HELM"), shutil.which("helm"), CACHE / "bin" / "helm"):
+        if path and Path(path).is_file():
+            return str(path)
+    pytest.fail("no helm: run `k8s-tests/cluster/cluster build`, or set COFFEE_RT_HELM to one")
+
+
+@pytest.fixture(scope="session")
+def make_release(kubeconfig: Path, helm: str) -> Iterator[Callable[[str], Release]]:
+    """Releases by name, each in a namespace of that name; all namespaces are deleted at the end."""
+    made: dict[str, Release] = {}
+    images = Images(product=os.environ.get("COFFEE_RT_IMAGE", Images.product))
+
+    def make(name: str) -> Release:
+        if name not in made:
+            kube = Kube(kubeconfig, f"coffee-test-{name}")
+            kube.make_namespace()
+            made[name] = Release(kube, helm, images)
+        return made[name]
+
+    yield make
+    for release in made.values():
+        release.kube.delete_namespace()
+
+
+@pytest.fixture(scope="session")
+def shop(make_release: Callable[[str], Release]) -> Release:
+    """A running minimal installation, shared by the tests that leave it as they found it."""
+    release = make_release("shop")
+    release.install()
+    return release
