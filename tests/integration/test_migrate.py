@@ -80,7 +80,8 @@ def test_waiting_ends_when_the_time_is_over() -> None:
     settings = MigrateSettings(database=DatabaseSettings(url=NOBODY_LISTENS), wait_seconds=0.1)
     with pytest.raises(Retryable):
         asyncio.run(run_migrate(settings, said.append))
-    assert len(said) == 1 and said[0].startswith("waiting for PostgreSQL: ")
+    [line] = said
+    assert line.startswith("waiting for PostgreSQL: ")
 
 
 def test_waiting_ends_when_the_database_is_there(empty_database_url: str) -> None:
