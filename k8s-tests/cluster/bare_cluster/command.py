@@ -1,0 +1,200 @@
+"""The command line: `build | up | down | status | load | node | kubeconfig`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from bare_cluster import api, control_plane, node, places, remains
+from bare_cluster.addons import apply_addons, apply_gateway_crds, wait_for_addons
+from bare_cluster.build import Products, build
+from bare_cluster.cache import only_one
+from bare_cluster.certificates import ensure_certificates
+from bare_cluster.cgroups import ensure_cgroup
+from bare_cluster.daemons import log_of, running_id
+from bare_cluster.machine import check_machine, ensure_packages
+from bare_cluster.network import ensure_network, set_cable
+from bare_cluster.places import ADMIN_KUBECONFIG, CONTROL, NODES, Node
+from bare_cluster.steps import ClusterProblem, last_lines, say, step, wait_until
+
+_NODE_READY_SECONDS_MAX = 60.0
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs one command; 0 when it did what it says."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.act(options) or 0)
+    except ClusterProblem as problem:
+        say(f"\n{problem}")
+        return 1
+
+
+def _build(_: argparse.Namespace) -> None:
+    check_machine()
+    with step("build"):
+        ensure_packages()
+        build()
+    say(f"Programs are in {places.cache_folder() / 'bin'}.")
+
+
+def _up(options: argparse.Namespace) -> None:
+    check_machine()
+    nodes = NODES[: options.nodes]
+    with step("up"), only_one("up"):
+        ensure_packages()
+        products = build()
+        with step("certificates and network"):
+            for folder in (places.RUN, places.DATA):
+                folder.mkdir(parents=True, exist_ok=True)
+                folder.chmod(0o700)
+            ensure_certificates()
+            ensure_network(nodes)
+            for machine in (CONTROL, *nodes):
+                ensure_cgroup(machine)
+        _start(nodes, products)
+        with step("names, volumes, ways in, measures"):
+            apply_addons(products.references)
+            wait_for_addons()
+    say(f"export KUBECONFIG={ADMIN_KUBECONFIG}")
+    say(f"Ingress and Gateway answer at http://{NODES[0].address}/ (by the Host of the request).")
+
+
+def _start(nodes: Sequence[Node], products: Products) -> None:
+    """The control plane and all nodes side by side: each waits for disks and processes of its own."""
+    kubernetes = products.programs["kubernetes"]
+    with ThreadPoolExecutor() as threads:
+        control = threads.submit(control_plane.ensure_control_plane, kubernetes)
+        runtimes = [threads.submit(_ensure_runtime, one, products) for one in nodes]
+        control.result()
+        crds = threads.submit(apply_gateway_crds, products.gateway_crds)
+        for runtime in runtimes:
+            runtime.result()
+        with step("nodes ready"):
+            for one in nodes:
+                node.ensure_kubelet(one, kubernetes)
+            _wait_until_ready(nodes)
+        crds.result()
+
+
+def _ensure_runtime(one: Node, products: Products) -> None:
+    with step(f"containerd and the cluster's images on {one.name}"):
+        node.ensure_containerd(one, products.references["pause"])
+        if not node.has_images(one, list(products.references.values())):
+            node.import_archives(one, [products.images])
+
+
+def _wait_until_ready(nodes: Sequence[Node]) -> None:
+    def all_ready() -> bool:
+        for one in nodes:
+            node.check_node(one)
+        conditions = api.node_conditions()
+        return all(conditions.get(one.name, False) for one in nodes)
+
+    wait_until(
+        all_ready,
+        "All nodes being Ready",
+        _NODE_READY_SECONDS_MAX,
+        lambda: "\n".join(last_lines(log_of(one, "kubelet")) for one in nodes),
+    )
+
+
+def _down(_: argparse.Namespace) -> None:
+    check_machine()
+    with step("down"), only_one("up"):
+        remains.remove_all()
+
+
+def _status(_: argparse.Namespace) -> int:
+    machines = [(CONTROL, control_plane.DAEMONS), *((one, node.DAEMONS) for one in NODES)]
+    conditions = api.node_conditions()
+    for machine, daemons in machines:
+        states = [
+            f"{name} {'runs' if running_id(machine, name) else 'does not run'}" for name in daemons
+        ]
+        ready = {True: " (Ready)", False: " (not Ready)"}.get(conditions.get(machine.name), "")  # type: ignore[arg-type]
+        sys.stdout.write(f"{machine.name:8} {machine.address:13} {', '.join(states)}{ready}\n")
+    return 0 if conditions and all(conditions.values()) else 1
+
+
+def _load(options: argparse.Namespace) -> None:
+    nodes = _running_nodes()
+    with (
+        step(f"loaded {', '.join(a.name for a in options.archives)}"),
+        ThreadPoolExecutor() as threads,
+    ):
+        for done in [threads.submit(node.import_archives, one, options.archives) for one in nodes]:
+            done.result()
+
+
+def _node(options: argparse.Namespace) -> None:
+    check_machine()
+    one = next(one for one in NODES if one.name == options.name)
+    if not one.namespace.is_mount():
+        raise ClusterProblem(f"{one.name} is not part of the cluster. Try: cluster up --nodes 2")
+    if options.action == "stop":
+        with step(f"stopped {one.name}"), only_one("up"):
+            node.stop_node(one, cut=options.cut)
+        return
+    with step(f"started {one.name}"), only_one("up"):
+        products = build()
+        set_cable(one, is_plugged=True)
+        _ensure_runtime(one, products)
+        node.ensure_kubelet(one, products.programs["kubernetes"])
+        _wait_until_ready([one])
+
+
+def _kubeconfig(_: argparse.Namespace) -> None:
+    if not ADMIN_KUBECONFIG.exists():
+        raise ClusterProblem("No cluster is up. Try: k8s-tests/cluster/cluster up")
+    sys.stdout.write(f"{ADMIN_KUBECONFIG}\n")
+
+
+def _running_nodes() -> list[Node]:
+    nodes = [one for one in NODES if node.is_running(one)]
+    if not nodes:
+        raise ClusterProblem("No cluster is up. Try: k8s-tests/cluster/cluster up")
+    return nodes
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cluster",
+        description="A real Kubernetes of two nodes on this Debian machine, for tests and development.",
+        epilog=f"Programs are kept in {places.cache_folder()} (COFFEE_RT_CACHE names another folder).",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    build_ = commands.add_parser("build", help="make the programs and images (once; then at once)")
+    build_.set_defaults(act=_build)
+
+    up = commands.add_parser("up", help="start the cluster, or what of it does not run")
+    up.add_argument("--nodes", type=int, choices=range(1, places.NODES_MAX + 1), default=2)
+    up.set_defaults(act=_up)
+
+    down = commands.add_parser("down", help="end the cluster and remove all it made, volumes too")
+    down.set_defaults(act=_down)
+
+    status = commands.add_parser(
+        "status", help="say what runs; 0 when all registered nodes are Ready"
+    )
+    status.set_defaults(act=_status)
+
+    load = commands.add_parser("load", help="import image archives (OCI or Docker) into every node")
+    load.add_argument("archives", nargs="+", type=Path, metavar="ARCHIVE")
+    load.set_defaults(act=_load)
+
+    node_ = commands.add_parser("node", help="stop a node as a power cut does, or start it again")
+    node_.add_argument("action", choices=["stop", "start"])
+    node_.add_argument("name", choices=[one.name for one in NODES])
+    node_.add_argument(
+        "--cut", action="store_true", help="pull its cable too: silence, no refusals"
+    )
+    node_.set_defaults(act=_node)
+
+    kubeconfig = commands.add_parser("kubeconfig", help="print the path of the kubeconfig file")
+    kubeconfig.set_defaults(act=_kubeconfig)
+    return parser

@@ -1,0 +1,171 @@
+"""One node: containerd, a kubelet and kube-proxy, in a network and a mount namespace of their own.
+
+In its mount namespace a node has its own /var/lib/kubelet, /run/containerd and so on, mounted from our
+folders over the host's. So nothing of it is written elsewhere on the host (many of these paths are fixed
+in the programs), two nodes can't touch each other's, and all its mounts go with its last process.
+`nsenter --target <process id> --mount --net` looks at a node from inside.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from bare_cluster import configs
+from bare_cluster.cgroups import end_processes
+from bare_cluster.daemons import check_daemon, ensure_daemon, log_of, running_id
+from bare_cluster.network import set_cable
+from bare_cluster.places import DNS_ADDRESS, KEYS, RUN, Node
+from bare_cluster.steps import last_lines, run, wait_until
+
+DAEMONS = ("containerd", "kubelet", "kube-proxy")
+_CONTAINERD_SECONDS_MAX = 30.0
+_IMPORT_SECONDS_MAX = 300.0
+
+_OWN_FOLDERS = {
+    "/var/lib/containerd": "data",
+    "/var/lib/kubelet": "data",
+    "/var/lib/cni": "data",
+    "/var/log/pods": "data",
+    "/var/log/containers": "data",
+    "/run/containerd": "run",
+    "/run/netns": "run",
+}
+"""Paths that each node has for itself; `run` ones are emptied when it starts, as by a reboot."""
+
+_MADE_FOLDERS = RUN / "made-folders"
+"""Which of these paths the host did not have: they were made to mount over, and go at `down`."""
+
+# $1... are pairs of what is mounted and where; then comes the command. The kernel's parameters become
+# read-only: a kubelet sets some for itself, and these belong to the whole host.
+_START_IN_OWN_MOUNTS = """
+set -e
+while [ "$1" != -- ]; do mount --bind "$1" "$2"; shift 2; done
+shift
+for folder in /proc/sys/kernel /proc/sys/vm; do
+    mount --bind $folder $folder
+    mount -o remount,bind,ro $folder
+done
+exec "$@"
+"""
+
+
+def ensure_containerd(node: Node, pause_image: str) -> None:
+    """Starts containerd, and with it the node's mount namespace; returns when it answers."""
+    if running_id(node, "containerd") is None:
+        pairs: list[str | Path] = []
+        for target, kind in _OWN_FOLDERS.items():
+            source = (node.data if kind == "data" else node.run) / Path(target).name
+            if kind == "run":
+                shutil.rmtree(source, ignore_errors=True)
+            source.mkdir(parents=True, exist_ok=True)
+            _ensure_mount_point(Path(target))
+            pairs += [source, target]
+        cni = node.run / "cni"
+        _write(cni / "10-pods.conflist", configs.cni_config(node))
+        config = _write(node.run / "containerd.toml", configs.containerd_config(pause_image, cni))
+        ensure_daemon(
+            node,
+            "containerd",
+            [
+                *("unshare", "--mount", "--propagation", "private"),
+                *("sh", "-c", _START_IN_OWN_MOUNTS, "sh", *pairs, "--"),
+                *("containerd", "--config", config),
+            ],
+        )
+    wait_until(
+        lambda: _answers(node),
+        f"containerd of {node.name}",
+        _CONTAINERD_SECONDS_MAX,
+        lambda: last_lines(log_of(node, "containerd")),
+    )
+
+
+def ensure_kubelet(node: Node, kubernetes: Path) -> None:
+    """Starts the kubelet and kube-proxy of a node whose containerd runs. Returns at once."""
+    _write(node.run / "resolv.conf", f"nameserver {DNS_ADDRESS}\n")
+    kubelet = _write(node.run / "kubelet.json", configs.kubelet_config(node))
+    proxy = _write(node.run / "kube-proxy.json", configs.kube_proxy_config(node))
+    ensure_daemon(
+        node,
+        "kubelet",
+        [
+            *("nsenter", f"--mount=/proc/{running_id(node, 'containerd')}/ns/mnt"),
+            *(kubernetes, "kubelet", f"--config={kubelet}"),
+            f"--kubeconfig={KEYS / node.name}.kubeconfig",
+            f"--hostname-override={node.name}",
+            f"--node-ip={node.address}",
+            f"--node-labels=topology.kubernetes.io/zone={node.zone}",
+        ],
+    )
+    ensure_daemon(node, "kube-proxy", [kubernetes, "kube-proxy", f"--config={proxy}"])
+
+
+def check_node(node: Node) -> None:
+    """Raises when one of its daemons has ended."""
+    for name in DAEMONS:
+        check_daemon(node, name)
+
+
+def is_running(node: Node) -> bool:
+    return any(running_id(node, name) is not None for name in DAEMONS)
+
+
+def stop_node(node: Node, cut: bool) -> None:
+    """Ends all processes of the node at once, as a power cut does; `cut` pulls its cable as well.
+
+    Without `cut` its address still answers, with refusals; with it there is silence, as from a machine
+    that is gone.
+    """
+    if cut:
+        set_cable(node, is_plugged=False)
+    end_processes(node)
+
+
+def import_archives(node: Node, archives: Sequence[Path]) -> None:
+    """Imports OCI or Docker archives, one after the other."""
+    for archive in archives:
+        run(*_ctr(node), "images", "import", archive, seconds_max=_IMPORT_SECONDS_MAX)
+
+
+def has_images(node: Node, references: Sequence[str]) -> bool:
+    return set(references) <= set(run(*_ctr(node), "images", "list", "--quiet").split())
+
+
+def remove_mount_points() -> None:
+    """Removes the folders of the host that were made to mount over, if nobody else used them."""
+    if _MADE_FOLDERS.exists():
+        for line in reversed(_MADE_FOLDERS.read_text().splitlines()):
+            folder = Path(line)
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def _ensure_mount_point(folder: Path) -> None:
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in reversed(missing):
+        with _MADE_FOLDERS.open("a") as made:
+            made.write(f"{path}\n")
+        path.mkdir(exist_ok=True)
+
+
+def _ctr(node: Node) -> tuple[str | Path, ...]:
+    return ("ctr", "--address", node.containerd_socket, "--namespace", "k8s.io")
+
+
+def _answers(node: Node) -> bool:
+    check_daemon(node, "containerd")
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(node.containerd_socket))
+        except OSError:
+            return False
+    return True
+
+
+def _write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
