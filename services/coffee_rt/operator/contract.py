@@ -1,4 +1,5 @@
-"""What the operator asks of Kubernetes beside watching its own objects. `cluster.py` implements it.
+"""What the operator asks of Kubernetes beside watching its own objects, and of the store beside what all
+processes ask. `cluster.py` and store.keeper implement it.
 
 Every method raises Retryable when the API server is away, refuses, or says that the object has changed
 since it was read; nothing was done then, or it is harmless to do it again.
@@ -9,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
+
+from coffee_rt.store.contract import PartitionState, StoreKeeper
+from coffee_rt.store.partitions import RetentionPolicy
 
 GROUP = "coffee-rt.dev"
 VERSION = "v1alpha1"
@@ -116,3 +120,11 @@ class Cluster(Protocol):
     async def add_event(
         self, ref: ObjectRef, kind: Literal["Normal", "Warning"], reason: str, message: str
     ) -> None: ...
+
+
+class RetentionKeeper(StoreKeeper, Protocol):
+    """The store's care, and the say over what all processes do about old partitions."""
+
+    async def detached_partitions(self) -> list[PartitionState]: ...
+
+    async def set_retention_policy(self, policy: RetentionPolicy | None) -> None: ...

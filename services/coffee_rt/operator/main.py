@@ -10,7 +10,7 @@ from coffee_rt.operator import metrics, pipeline_handlers
 from coffee_rt.operator.framework import make_registry, quiet_framework_logs, run_framework
 from coffee_rt.operator.leader import Leader
 from coffee_rt.operator.settings import OperatorSettings
-from coffee_rt.operator.wiring import Operator, wired
+from coffee_rt.operator.wiring import Operator, make_tender, wired
 from coffee_rt.runtime import lifecycle as runtime
 from coffee_rt.runtime.breaker import backoff_seconds
 from coffee_rt.runtime.health import health_app
@@ -51,6 +51,7 @@ async def work(operator: Operator, process: Lifecycle) -> None:
     """What only the leading operator does; ends by being cancelled, or by a crash."""
     async with asyncio.TaskGroup() as group:
         group.create_task(watch(operator, process), name="watch")
+        group.create_task(make_tender(operator).run(), name="tend")
 
 
 async def watch(operator: Operator, process: Lifecycle) -> None:
@@ -62,7 +63,6 @@ async def watch(operator: Operator, process: Lifecycle) -> None:
         try:
             for plural in KINDS:
                 await operator.cluster.list_objects(plural)
-            operator.pipelines.clear()
             process.health.set("kubernetes", True, f"watching {operator.cluster.namespace}")
             await run_framework(registry, operator, lambda: keep_signals(process))
         except Retryable as error:

@@ -1,12 +1,11 @@
-"""Handlers of OrderPipeline: they only note what is there. `tending.py` does the work."""
+"""Handlers of OrderPipeline: they only tell the tender, which does the work (`tending.py`)."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import kopf
 
-from coffee_rt.operator.cluster import parse_object
 from coffee_rt.operator.contract import GROUP, VERSION
 from coffee_rt.operator.wiring import Operator
 
@@ -19,9 +18,9 @@ def register(registry: kopf.OperatorRegistry) -> None:
 
 
 async def on_event(event: kopf.RawEvent, memo: Operator, **_: Any) -> None:
-    """Note an object, or forget it."""
-    found = parse_object(event["object"])
+    """Tell the tender."""
+    metadata = event["object"]["metadata"]
     if event["type"] == "DELETED":
-        memo.pipelines.forget(found.ref.uid)
+        memo.pipeline_changes.forget(metadata["uid"])
     else:
-        memo.pipelines.put(found)
+        memo.pipeline_changes.note(metadata["uid"], cast(Any, metadata).get("generation", 0))

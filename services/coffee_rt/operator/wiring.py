@@ -10,28 +10,33 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from coffee_rt.errors import Rejected, Retryable
+from coffee_rt.operator.care import Chores
 from coffee_rt.operator.cluster import LightkubeCluster
-from coffee_rt.operator.contract import Cluster, Leases
-from coffee_rt.operator.pipelines import Pipelines
+from coffee_rt.operator.contract import Cluster, Leases, RetentionKeeper
+from coffee_rt.operator.observing import Observer
+from coffee_rt.operator.pipelines import PipelineChanges
+from coffee_rt.operator.sessions import SessionCounter
 from coffee_rt.operator.settings import OperatorSettings
+from coffee_rt.operator.tending import Tender
 from coffee_rt.runtime.breaker import CircuitBreaker
 from coffee_rt.runtime.clock import Clock
 from coffee_rt.runtime.lifecycle import Lifecycle
 from coffee_rt.runtime.logs import Log
 from coffee_rt.store.contract import (
     OrderReader,
-    StoreKeeper,
     ViewCatalogueStore,
     ViewFolder,
     ViewRepairer,
 )
 from coffee_rt.store.keeper import PostgresKeeper
+from coffee_rt.store.migrations import pending_migrations
 from coffee_rt.store.pool import Pool, create_pool
 from coffee_rt.store.queries import PostgresOrderReader
 from coffee_rt.store.view_catalogue import PostgresViewCatalogue
 from coffee_rt.store.view_fold import PostgresViewFolder
 from coffee_rt.store.view_repair import PostgresViewRepairer
-from coffee_rt.streams.contract import LogKeeper
+from coffee_rt.streams.keeper import RedisKeeper
 from coffee_rt.streams.redis_log import RedisLog
 
 
@@ -43,20 +48,19 @@ class Operator:
     clock: Clock
     log: Log
     pool: Pool
-    store_keeper: StoreKeeper
+    store_keeper: RetentionKeeper
     orders: OrderReader
     catalogue: ViewCatalogueStore
     folder: ViewFolder
     repairer: ViewRepairer
     redis_log: RedisLog
     """Makes producers and readers for those who need one."""
-    log_keeper: LogKeeper
+    log_keeper: RedisKeeper
     database: CircuitBreaker
     redis: CircuitBreaker
     cluster: Cluster
     leases: Leases
-    pipelines: Pipelines
-    """The OrderPipeline objects as last seen."""
+    pipeline_changes: PipelineChanges
 
 
 @asynccontextmanager
@@ -93,9 +97,58 @@ async def wired(settings: OperatorSettings, lifecycle: Lifecycle) -> AsyncIterat
             redis=redis,
             cluster=cluster,
             leases=cluster,
-            pipelines=Pipelines(),
+            pipeline_changes=PipelineChanges(),
         )
     finally:
         await cluster.close()
         await log_keeper.close()
         await pool.close()
+
+
+def make_tender(operator: Operator) -> Tender:
+    """What tends the OrderPipelines, with nothing remembered: one for each time of leading."""
+    settings, clock = operator.settings, operator.clock
+
+    async def check_store() -> None:
+        async with operator.pool.connection() as connection:
+            missing = await pending_migrations(connection)
+        if missing:
+            raise Retryable(f"it lacks {', '.join(missing)}: run coffee-rt migrate")
+
+    async def check_log() -> None:
+        try:
+            await operator.log_keeper.start()
+        except Rejected as error:
+            raise Retryable(error.detail) from None
+
+    observer = Observer(
+        cluster=operator.cluster,
+        log_keeper=operator.log_keeper,
+        store_keeper=operator.store_keeper,
+        folder=operator.folder,
+        counter=SessionCounter(),
+        redis=operator.redis,
+        database=operator.database,
+        clock=clock,
+        check_log=check_log,
+        check_store=check_store,
+    )
+    chores = Chores(
+        log_keeper=operator.log_keeper,
+        store_keeper=operator.store_keeper,
+        redis=operator.redis,
+        database=operator.database,
+        clock=clock,
+        log=operator.log,
+        care_seconds=settings.care_seconds,
+    )
+    return Tender(
+        cluster=operator.cluster,
+        observer=observer,
+        chores=chores,
+        changes=operator.pipeline_changes,
+        clock=clock,
+        log=operator.log,
+        tend_seconds=settings.tend_seconds,
+        status_seconds=settings.status_seconds,
+    )
