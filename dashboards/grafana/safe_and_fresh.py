@@ -174,7 +174,7 @@ def _safe(board: Dashboard) -> None:
                 alert="PartitionsShort",
             ),
             Query(
-                "max(coffee_rt_worker_partitions_end_timestamp_seconds{}) - time()",
+                "max(coffee_rt_worker_partitions_end_timestamp_seconds{} > 0) - time()",
                 "ahead",
             ),
         ),

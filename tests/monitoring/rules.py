@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,23 @@ def rule_groups() -> list[dict[str, Any]]:
 def rules() -> list[dict[str, Any]]:
     """All alerts."""
     return [rule for group in rule_groups() for rule in group["rules"]]
+
+
+THRESHOLD = re.compile(r"([0-9.]+) # threshold: (\w+)")
+
+
+def thresholds() -> dict[str, float]:
+    """Name -> number, as the expressions have them."""
+    return {
+        name: float(number) for rule in rules() for number, name in THRESHOLD.findall(rule["expr"])
+    }
+
+
+def with_thresholds(expression: str, chosen: Mapping[str, float]) -> str:
+    """The expression with other numbers, as the chart puts them in."""
+    return THRESHOLD.sub(
+        lambda match: f"{chosen.get(match[2], match[1])} # threshold: {match[2]}", expression
+    )
 
 
 @dataclass

@@ -135,6 +135,7 @@ def test_partitions_that_end_within_two_days_fire(tmp_path: Path) -> None:
     metric = "coffee_rt_worker_partitions_end_timestamp_seconds"
     test = AlertTest("PartitionsShort", step_seconds=240)
     test.given(metric, f"{3 * DAY_SECONDS}x500").given(metric, f"{8 * DAY_SECONDS}x500", QUIET)
+    test.given(metric, "0x500", {**QUIET, "release": "just-started"})
     test.fires(23 * 60).fires(25 * 60, {**WARNING, **SHOP}).run(tmp_path)
 
 
@@ -168,8 +169,8 @@ def test_a_log_that_fills_up_fires_although_it_answers_429(tmp_path: Path) -> No
 def test_deltas_that_wait_fire(tmp_path: Path) -> None:
     metric = "coffee_rt_aggregator_waiting_seconds"
     test = AlertTest("NotFresh")
-    test.given(metric, "1x20 12x20").given(metric, "1x20 30x4 1x20", QUIET)
-    test.fires(5).fires(8, {**WARNING, **SHOP}).run(tmp_path)
+    test.given(metric, "1x20 12x20").given(metric, "1x20 30x8 1x20", QUIET)
+    test.fires(5).fires(9, {**WARNING, **SHOP}).run(tmp_path)
 
 
 def test_publications_that_come_late_fire(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from coffee_rt.runtime.breaker import CircuitBreaker
 from coffee_rt.runtime.clock import Clock
 from coffee_rt.runtime.logs import Log
 from coffee_rt.store.contract import FEATURE_LEVEL, PartitionState, StoreKeeper
+from coffee_rt.store.ledger import accounted_records
 from coffee_rt.streams.contract import STORE_GROUP, EntryId, LogKeeper
 from coffee_rt.worker import metrics
 
@@ -75,6 +76,9 @@ class Caretaker:
     async def prepare_log(self) -> None:
         async with self._log_breaker:
             await self._log_keeper.ensure_group(self._limits.group)
+        for shard in range(self._log_keeper.shards):
+            # At 0 before the first one, so that the first one is a rise.
+            metrics.GROUPS_SET_BACK.labels(str(shard))
         await self.follow_timeline()
 
     async def run_often(self) -> None:
@@ -168,9 +172,16 @@ class Caretaker:
             # While PostgreSQL is away its last commits grow old in the log: a standby may yet need them.
             return
         keep_seconds = 0.0 if is_full else self._limits.trim_keep_seconds
+        failure: Retryable | None = None
         for shard in range(self._log_keeper.shards):
-            async with self._log_breaker:
-                await self._log_keeper.trim(shard, keep_seconds)
+            try:
+                async with self._log_breaker:
+                    await self._log_keeper.trim(shard, keep_seconds)
+            except Retryable as error:
+                # The server of one shard may be away; the others' must not fill up for it.
+                failure = error
+        if failure is not None:
+            raise failure
 
     async def compact(self) -> None:
         """Ledger rows of entries that left the log at least the margin ago move into the shard's sum."""
@@ -219,7 +230,7 @@ class Caretaker:
                 below, accepted = _after(horizon.last_entry), horizon.counter
             async with self._store_breaker:
                 sums = await self._store_keeper.ledger_sums(backlog.shard, (below.ms, below.seq))
-            imbalance = accepted - accounted(sums)
+            imbalance = accepted - accounted_records(sums)
             metrics.CONSERVATION.labels(str(backlog.shard)).set(imbalance)
             if imbalance:
                 self._log.error(
@@ -238,16 +249,6 @@ def covered_to_ms(partitions: Sequence[PartitionState], now_ms: int) -> int:
         if partition.start_ms <= covered:
             covered = max(covered, partition.end_ms)
     return covered
-
-
-def accounted(sums: dict[str, int]) -> int:
-    """Records of a shard that the ledger accounts for.
-
-    A stranger's entry has a dead letter but no accepted record, hence at most `records`. Records of a gap
-    that were stored before they were lost are in the ledger already; the others are `lost`.
-    """
-    done = sums["stored"] + sums["duplicates"] + sums["dead"]
-    return min(done, sums["records"]) + sums["lost"]
 
 
 def _after(entry: EntryId) -> EntryId:
