@@ -121,7 +121,7 @@ async def _measure_bare(server: Child, sockets: int, seconds: float) -> _Measure
         return opened
 
     swarm = Swarm(server.port, "/ws", sockets, "hello")
-    process, memory = await _open_swarm(swarm, server)
+    process, memory = await open_swarm(swarm, server)
     transport = await open_observer()
     return await _run(process, server, memory, observer, start_next, seconds)
 
@@ -144,7 +144,7 @@ async def _measure_ours(stack: Stack, epoch: str, sockets: int, seconds: float) 
     async def start_next() -> None:
         await channels.publish(f"view:{VIEW}", encode(_change(epoch, next(versions))))
 
-    process, memory = await _open_swarm(Swarm(port, "/ws", sockets, SUBSCRIBE), fanout)
+    process, memory = await open_swarm(Swarm(port, "/ws", sockets, SUBSCRIBE), fanout)
     transport, _ = await ws_connect(lambda: observer, f"ws://127.0.0.1:{port}/ws")
     transport.send(WSMsgType.TEXT, SUBSCRIBE.encode())
     try:
@@ -183,7 +183,7 @@ def _change(epoch: str, version: int) -> ViewChange:
     )
 
 
-async def _open_swarm(swarm: Swarm, server: Child) -> tuple[asyncio.subprocess.Process, float]:
+async def open_swarm(swarm: Swarm, server: Child) -> tuple[asyncio.subprocess.Process, float]:
     """The swarm, ready, and what one of its sockets added to the server's memory in bytes."""
     before = server.memory_bytes
     process = await asyncio.create_subprocess_exec(

@@ -80,29 +80,32 @@ class _Watcher(WSListener):
 
 
 @dataclass(frozen=True, slots=True)
-class _Platform:
+class Platform:
+    """All processes on the write and the push path."""
+
     api: Child
     processes: list[Child]
     socket_port: int
 
 
-def _start(stack: Stack) -> _Platform:
+def start_platform(stack: Stack, **fanout: str) -> Platform:
+    """`fanout`: further environment of that process."""
     own = {"COFFEE_RT_NAMESPACE": NAMESPACE}
     port = free_port()
     processes = [
         stack.process("worker", **own),
         stack.process("aggregator", **own),
-        stack.process("fanout", COFFEE_RT_FANOUT_WEBSOCKET_PORT=str(port), **own),
+        stack.process("fanout", COFFEE_RT_FANOUT_WEBSOCKET_PORT=str(port), **own, **fanout),
     ]
     api = stack.process("order-api", **own)
-    return _Platform(api, [api, *processes], port)
+    return Platform(api, [api, *processes], port)
 
 
 async def measure_latencies(say: Progress, *, seconds: float) -> list[Figure]:
     """accept_to_frame, accept_to_stored, bytes and memory of each process."""
     with Stack() as stack:
         pool = await prepare_store(stack.postgres.url)
-        platform = _start(stack)
+        platform = start_platform(stack)
         say("latency: capacity of the whole platform on this machine")
         job = Job(
             port=platform.api.port,
@@ -256,7 +259,7 @@ async def _bytes(stack: Stack, pool: Pool) -> Figure:
     )
 
 
-def _memory(platform: _Platform, stored: int) -> Figure:
+def _memory(platform: Platform, stored: int) -> Figure:
     sizes = {child.name: round(child.memory_bytes / 1e6, 1) for child in platform.processes}
     return Figure(
         name="memory",

@@ -19,12 +19,14 @@ from coffee_rt.bench.latencies import measure_latencies
 from coffee_rt.bench.posts import Pace, Progress, measure_posts
 from coffee_rt.bench.report import write_html
 from coffee_rt.bench.results import Figure, write_json, write_markdown
+from coffee_rt.bench.sizing import measure_sizing
 from coffee_rt.bench.stack import machine
 from coffee_rt.bench.workers import measure_worker
 
 EPILOG = """
 groups: posts (post_single, post_idempotent, post_limited, post_batch), worker, worker_single, fold,
-fanout_1000, fanout_5000, latency (accept_to_frame, accept_to_stored, bytes, memory).
+fanout_1000, fanout_5000, latency (accept_to_frame, accept_to_stored, bytes, memory), sizing
+(cores_per_1000_orders, cores_per_1000_sockets).
 
 Figures are measured on servers of their own in a throw-away folder, each beside a ceiling in the same run:
 on a busy machine believe the ratios. --full takes 20 million stored orders and about 10 GB of disk.
@@ -68,6 +70,7 @@ def groups(size: Size, say: Progress) -> dict[str, Measurement]:
         "fanout_1000": one(lambda: measure_fanout(say, sockets=1000, seconds=size.seconds)),
         "fanout_5000": one(lambda: measure_fanout(say, sockets=5000, seconds=size.seconds)),
         "latency": lambda: measure_latencies(say, seconds=2.5 * size.seconds),
+        "sizing": lambda: measure_sizing(say, seconds=2.5 * size.seconds),
     }
 
 
