@@ -72,8 +72,9 @@ def framework_settings() -> kopf.OperatorSettings:
 
 
 def quiet_framework_logs() -> None:
-    """kopf tells of each look and each patch at level info; what matters of that we say ourselves."""
-    logging.getLogger("kopf.objects").setLevel(logging.WARNING)
+    """kopf tells of each object it looks at, its client of each request; what matters we say ourselves."""
+    for name in ("kopf.objects", "kopf.activities", "kopf._core", "httpx2", "httpcore2"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 async def run_framework(

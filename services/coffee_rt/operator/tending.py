@@ -98,16 +98,20 @@ class Tender:
             # What a pod stores in a second is remembered over restarts.
             self._rate = found.status.get("drainRatePerPod")
         look = await self._observer.look(spec)
+        faults: dict[str, str] = {}
+        if not spec.is_paused and not look.faults.get("store"):
+            done, faults = await self._chores.run(spec, found.generation)
+            for reason, message in done:
+                await self._add_event(found, "Normal", reason, message)
+            if done:
+                look = await self._observer.look(spec)
         self._measure(look)
         workers, fanout = self._plan_floors(spec, look)
-        faults: dict[str, str] = {}
         if not spec.is_paused:
             try:
                 await self._apply_floors(found, look, workers, fanout)
             except Retryable as error:
                 faults["cluster"] = str(error)
-            if not look.faults.get("store"):
-                faults |= await self._care(found, spec)
         imbalance = look.store.imbalance if look.store else None
         tended = Tended(
             look, workers, fanout, self._rate, faults, bool(imbalance) and self._had_imbalance
@@ -203,12 +207,6 @@ class Tender:
             await self._cluster.set_floor(autoscaler, base, None)
             metrics.ACTIONS.labels("floor").inc()
             self._log.info("floor removed", autoscaler=autoscaler.name, pods_min=base)
-
-    async def _care(self, found: CustomObject, spec: PipelineSpec) -> dict[str, str]:
-        done, faults = await self._chores.run(spec, found.generation)
-        for reason, message in done:
-            await self._add_event(found, "Normal", reason, message)
-        return faults
 
     async def _tell(self, found: CustomObject, spec: PipelineSpec, tended: Tended) -> None:
         status = status_of(spec, tended, found.generation, found.status)
