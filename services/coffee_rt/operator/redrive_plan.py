@@ -38,11 +38,11 @@ def read_request(spec: Mapping[str, Any]) -> RedriveRequest:
         ids=tuple(sorted(set(letters.get("ids") or ()))),
         code=letters.get("code"),
         tenant=letters.get("tenant"),
-        start=parse_instant(letters.get("from"), "/spec/letters/from"),
-        end=parse_instant(letters.get("to"), "/spec/letters/to"),
+        start=parse_instant(letters.get("from"), "/letters/from"),
+        end=parse_instant(letters.get("to"), "/letters/to"),
     )
     if selection == LetterSelection() and not letters.get("all"):
-        raise Rejected("no-letters", "choose letters, or say `all: true`", "/spec/letters")
+        raise Rejected("no-letters", "choose some, or say all", "/letters")
     return RedriveRequest(
         selection, int(spec.get("limit", LIMIT_DEFAULT)), bool(spec.get("dryRun", False))
     )

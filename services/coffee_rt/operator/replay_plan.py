@@ -60,10 +60,10 @@ class ViewReplay:
 def read_request(spec: Mapping[str, Any]) -> ReplayRequest:
     """Raises Rejected with the place in the spec."""
     span = spec.get("span") or {}
-    start = parse_instant(span.get("from"), "/spec/span/from")
-    end = parse_instant(span.get("to"), "/spec/span/to")
+    start = parse_instant(span.get("from"), "/span/from")
+    end = parse_instant(span.get("to"), "/span/to")
     if start is not None and end is not None and start >= end:
-        raise Rejected("bad-time", "must be after from", "/spec/span/to")
+        raise Rejected("bad-time", "must be after from", "/span/to")
     return ReplayRequest(spec.get("view"), start, end)
 
 
@@ -77,7 +77,7 @@ def plan_views(
         if request.view not in names:
             known = ", ".join(names) or "none"
             raise Rejected(
-                "unknown-view", f"there is no view {request.view}; known are: {known}", "/spec/view"
+                "unknown-view", f"there is no view {request.view}; known are: {known}", "/view"
             )
         names = [request.view]
     known_views = {each["view"]: _from_status(each) for each in status.get("views") or ()}
@@ -99,7 +99,7 @@ def internal_of(view: str, states: Sequence[ViewState]) -> str:
     for state in states:
         if state.definition.name == view and state.is_current:
             return state.internal
-    raise Rejected("unknown-view", f"the view {view} is gone", "/spec/view")
+    raise Rejected("unknown-view", f"the view {view} is gone", "/view")
 
 
 def start_of(request: ReplayRequest, replay: ViewReplay) -> int | None:
