@@ -14,7 +14,7 @@ from coffee_rt.streams.memory import MemoryLog, MemoryTarget
 from coffee_rt.streams.memory_groups import MemoryKeeper, MemoryReader
 from coffee_rt.streams.producer import GroupProducer
 from coffee_rt.streams.reader import RedisReader
-from coffee_rt.streams.redis import Link
+from coffee_rt.streams.redis import Link, ReplyError
 from coffee_rt.streams.redis_log import RedisLog
 from tests.builders import an_order
 
@@ -117,7 +117,7 @@ class RedisBed:
         self._url = url
         self._opened: list[GroupProducer | RedisKeeper] = []
         self._readers: list[RedisReader] = []
-        self._link: Link | None = None
+        self._links: dict[bytes, Link] = {}
 
     def producer(
         self,
@@ -140,44 +140,62 @@ class RedisBed:
         self._opened.append(keeper)
         return keeper
 
-    async def command(self, *arguments: bytes | str | int) -> Any:
-        if self._link is None or self._link.is_closed:
-            self._link = await self.log.connector.open(b"", "test")
-        return await self._link.call(*arguments, seconds_max=5)
+    async def command(self, *arguments: bytes | str | int, at: bytes | None = None) -> Any:
+        """A command to the server that holds `at` (default: shard 0)."""
+        home = self._stream(0) if at is None else at
+        link = self._links.get(home)
+        if link is None or link.is_closed:
+            link = self._links[home] = await self.log.connector.open(home, "test")
+        try:
+            return await link.call(*arguments, seconds_max=5)
+        except ReplyError:
+            link.close()
+            raise
 
     async def insert_raw(self, shard: int, fields: dict[bytes, bytes]) -> EntryId:
         flat = [part for pair in fields.items() for part in pair]
-        return EntryId.parse(await self.command("XADD", self._stream(shard), "*", *flat))
+        stream = self._stream(shard)
+        return EntryId.parse(await self.command("XADD", stream, "*", *flat, at=stream))
 
     async def set_counter(self, shard: int, counter: int) -> None:
-        await self.command("SET", self.log.keys.counters[shard], counter)
+        key = self.log.keys.counters[shard]
+        await self.command("SET", key, counter, at=key)
 
     async def destroy_group(self, shard: int, group: str) -> None:
-        await self.command("XGROUP", "DESTROY", self._stream(shard), group)
+        stream = self._stream(shard)
+        await self.command("XGROUP", "DESTROY", stream, group, at=stream)
 
     async def create_foreign_group(self, shard: int, group: str) -> None:
-        await self.command("XGROUP", "CREATE", self._stream(shard), group, "0")
+        stream = self._stream(shard)
+        await self.command("XGROUP", "CREATE", stream, group, "0", at=stream)
 
     async def delete_entry(self, shard: int, entry_id: EntryId) -> None:
-        await self.command("XDEL", self._stream(shard), str(entry_id))
+        stream = self._stream(shard)
+        await self.command("XDEL", stream, str(entry_id), at=stream)
 
     async def set_group_back(self, shard: int, group: str, entry_id: EntryId) -> None:
-        await self.command("XGROUP", "SETID", self._stream(shard), group, str(entry_id))
+        stream = self._stream(shard)
+        await self.command("XGROUP", "SETID", stream, group, str(entry_id), at=stream)
 
     async def lose_everything(self) -> None:
-        keys = await self.command("KEYS", f"{self._namespace}:*")
-        if keys:
-            await self.command("DEL", *keys)
+        keys = self.log.keys
+        for home in await self.log.connector.one_a_server(
+            [*keys.streams, keys.groups, keys.install]
+        ):
+            for key in await self.command("KEYS", f"{self._namespace}:*", at=home):
+                await self.command("DEL", key, at=home)
 
     async def break_connections(self) -> None:
         """Ours only: other tests use the same server."""
         for reader in self._readers:
             for state in reader._shards:
                 for link in state.links or ():
-                    await self.command("CLIENT", "KILL", "ID", await _client_id(link))
+                    stream = self._stream(state.number)
+                    await self.command("CLIENT", "KILL", "ID", await _client_id(link), at=stream)
 
     async def consumers(self, shard: int, group: str) -> set[str]:
-        found = await self.command("XINFO", "CONSUMERS", self._stream(shard), group)
+        stream = self._stream(shard)
+        found = await self.command("XINFO", "CONSUMERS", stream, group, at=stream)
         return {facts[1].decode() for facts in found}
 
     async def close(self) -> None:
@@ -186,8 +204,12 @@ class RedisBed:
         for opened in self._opened:
             await opened.close()
         await self.lose_everything()
-        if self._link is not None:
-            self._link.close()
+        self.disconnect()
+
+    def disconnect(self) -> None:
+        """Close what `command` opened."""
+        for link in self._links.values():
+            link.close()
 
     def _stream(self, shard: int) -> bytes:
         return self.log.keys.streams[shard]

@@ -1,4 +1,5 @@
-"""Every log contract test runs in memory, on Valkey, and on redis-server where one is installed."""
+"""Every contract test of log and channels runs in memory, on one Valkey, on the master of a Sentinel, on a
+Cluster of three, and the log's on redis-server where one is installed."""
 
 from __future__ import annotations
 
@@ -11,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.log_servers import ValkeyCluster, ValkeySentinels, running
 from tests.streams_bed import Bed, MemoryBed, RedisBed
 
 _REDIS_SERVER = shutil.which("redis-server")
-_KINDS = ["memory", "valkey", *(["redis"] if _REDIS_SERVER else [])]
+_KINDS = ["memory", "valkey", "sentinel", "cluster", *(["redis"] if _REDIS_SERVER else [])]
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +30,22 @@ def redis_url(server_folder: Path) -> Iterator[str]:
         _wait_ready(path)
         yield f"unix://{path}"
         process.terminate()
+
+
+@pytest.fixture(scope="session")
+def sentinel_url(server_folder: Path) -> Iterator[str]:
+    """A master found through a sentinel; nothing fails over here."""
+    servers = ValkeySentinels(server_folder / "sentinel", sentinels=1, replicas=0)
+    with running(servers):
+        yield servers.url
+
+
+@pytest.fixture(scope="session")
+def cluster_url(server_folder: Path) -> Iterator[str]:
+    """Three primaries, so that the four shards live on more than one."""
+    servers = ValkeyCluster(server_folder / "cluster")
+    with running(servers):
+        yield servers.url
 
 
 def _wait_ready(path: Path) -> None:

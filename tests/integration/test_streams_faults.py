@@ -276,8 +276,7 @@ async def test_duplicates_write_too_so_that_wait_covers_them(
         os.kill(replica.pid, signal.SIGCONT)
         assert (await producer.append(0, append)).outcome is Outcome.DUPLICATE
         await bed.close()
-        if behind._link is not None:
-            behind._link.close()
+        behind.disconnect()
     finally:
         replica.stop()
 

@@ -73,6 +73,13 @@ class RedisNodes:
         kind, own = self._plan(key)
         return ConnectionPool(connection_class=kind, **{**own, **options})
 
+    def pool_to(self, node: Node, **options: Any) -> ConnectionPool:
+        """A redis-py pool to one server, whatever it holds."""
+        place = {"host": node.host, "port": node.port}
+        return ConnectionPool(
+            connection_class=NodeConnection, **{**self._options, **place, **options}
+        )
+
     def learn(self, code: str, text: str, answered_by: str) -> None:
         """What an error reply of a server on `answered_by` (its host) says of where keys are."""
         if self._finder is None:
