@@ -35,7 +35,7 @@ from tests.view_writing import ensure_partition, some_orders
 
 NOW_S = NOW_MS // 1000
 END = NOW_S + 86_400
-LASTING = {"retention_days": 36_500}
+LASTING: dict[str, Any] = {"retention_days": 36_500}
 
 
 @dataclass

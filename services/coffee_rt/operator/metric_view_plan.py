@@ -154,10 +154,10 @@ def describe(
 ) -> tuple[str, list[Condition]]:
     """(phase, conditions) of an object whose definition is good."""
     newest = _newest(definition.name, states)
+    if newest is not None and newest.owner != owner:
+        return conflict(newest)
     if newest is None or newest.definition != definition:
         return waiting("the view is not made yet")
-    if newest.owner != owner:
-        return conflict(newest)
     is_replacing = not newest.is_current
     if newest.backfilled_to is None and not is_replacing:
         return "Live", [
