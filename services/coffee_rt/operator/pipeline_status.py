@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from coffee_rt.operator.floors import FloorPlan
+from coffee_rt.operator.object_status import Condition, instant_text, merge_conditions
 from coffee_rt.operator.observing import Look, Pods
 from coffee_rt.operator.pipeline_spec import FanoutSpec, PipelineSpec, WorkersSpec
 from coffee_rt.store.contract import PartitionState
@@ -26,14 +27,6 @@ NUMBERS = (
     "drainRatePerPod",
     "sessions",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Condition:
-    type: str
-    is_true: bool
-    reason: str
-    message: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +54,11 @@ def conditions_of(spec: PipelineSpec, tended: Tended) -> list[Condition]:
     """Ready, Draining and Degraded."""
     degraded = degraded_of(spec, tended)
     if spec.is_paused:
-        ready = Condition("Ready", False, "Paused", "nothing is tended while spec.paused is set")
-    elif degraded.is_true:
-        ready = Condition("Ready", False, degraded.reason, degraded.message)
+        ready = Condition("Ready", "False", "Paused", "nothing is tended while spec.paused is set")
+    elif degraded.status == "True":
+        ready = Condition("Ready", "False", degraded.reason, degraded.message)
     else:
-        ready = Condition("Ready", True, "Tended")
+        ready = Condition("Ready", "True", "Tended")
     return [ready, _draining(spec, tended), degraded]
 
 
@@ -77,20 +70,20 @@ def degraded_of(spec: PipelineSpec, tended: Tended) -> Condition:
     if imbalance and tended.is_imbalance_sure:
         reason = "RecordsMissing" if imbalance > 0 else "RecordsDoubled"
         message = f"a shard is {abs(imbalance)} records off; compare the ledger with the log"
-        return Condition("Degraded", True, reason, message)
+        return Condition("Degraded", "True", reason, message)
     for part, (reason, sentence) in _FAULTS.items():
         if faults.get(part):
-            return Condition("Degraded", True, reason, f"{sentence}: {faults[part]}")
+            return Condition("Degraded", "True", reason, f"{sentence}: {faults[part]}")
     if look.store is not None and ahead_days(look.store.partitions, look.now) < 1:
         message = "tomorrow's orders have no partition"
-        return Condition("Degraded", True, "PartitionsShort", message)
+        return Condition("Degraded", "True", "PartitionsShort", message)
     for name, part_spec, pods in (
         ("workers", spec.workers, look.workers),
         ("fanout", spec.fanout, look.fanout),
     ):
         if problem := _missing(name, part_spec, pods):
             return problem
-    return Condition("Degraded", False, "NothingWrong")
+    return Condition("Degraded", "False", "NothingWrong")
 
 
 def _missing(
@@ -100,10 +93,10 @@ def _missing(
         return None
     if pods.workload is None:
         message = f"there is no Deployment {spec.deployment} ({name})"
-        return Condition("Degraded", True, "DeploymentMissing", message)
+        return Condition("Degraded", "True", "DeploymentMissing", message)
     if spec.floor.is_enabled and spec.autoscaler and pods.autoscaler is None:
         message = f"there is no HorizontalPodAutoscaler {spec.autoscaler} ({name})"
-        return Condition("Degraded", True, "AutoscalerMissing", message)
+        return Condition("Degraded", "True", "AutoscalerMissing", message)
     return None
 
 
@@ -111,13 +104,13 @@ def _draining(spec: PipelineSpec, tended: Tended) -> Condition:
     plan, log = tended.workers, tended.look.log
     if plan is not None and plan.floor > plan.base:
         message = f"at least {plan.floor} worker pods, until the backlog is stored"
-        return Condition("Draining", True, "FloorRaised", message)
+        return Condition("Draining", "True", "FloorRaised", message)
     target = spec.workers.target_seconds if spec.workers else None
     if log is not None and target is not None and log.seconds > target:
         return Condition(
-            "Draining", True, "BacklogOld", f"an order has waited longer than {target:g} s"
+            "Draining", "True", "BacklogOld", f"an order has waited longer than {target:g} s"
         )
-    return Condition("Draining", False, "BacklogYoung")
+    return Condition("Draining", "False", "BacklogYoung")
 
 
 def status_of(
@@ -131,7 +124,7 @@ def status_of(
     is_fresh_known = len(fresh) == len(ages)
     return {
         "observedGeneration": generation,
-        "observedAt": text_of(look.now),
+        "observedAt": instant_text(look.now),
         "backlogRecords": log.records if log else None,
         "backlogSeconds": round(log.seconds, 1) if log else None,
         "freshnessSeconds": round(max(fresh), 1) if is_fresh_known else None,
@@ -141,7 +134,7 @@ def status_of(
         "partitions": _partitions(store.partitions, store.detached, look.now) if store else None,
         "floors": {"workers": _floor(tended.workers), "fanout": _floor(tended.fanout)},
         "conditions": merge_conditions(
-            conditions_of(spec, tended), previous.get("conditions") or (), generation, look.now
+            previous.get("conditions") or (), conditions_of(spec, tended), generation, look.now
         ),
     }
 
@@ -152,43 +145,16 @@ def superseded_status(
     """Of an object that is not tended because an older one is."""
     message = f"only the oldest OrderPipeline of a namespace is tended, which is {by}"
     conditions = [
-        Condition("Ready", False, "Superseded", message),
-        Condition("Draining", False, "Superseded"),
-        Condition("Degraded", True, "Superseded", message),
+        Condition("Ready", "False", "Superseded", message),
+        Condition("Draining", "False", "Superseded"),
+        Condition("Degraded", "True", "Superseded", message),
     ]
     known = previous.get("conditions") or ()
     return {
         "observedGeneration": generation,
-        "observedAt": text_of(now),
-        "conditions": merge_conditions(conditions, known, generation, now),
+        "observedAt": instant_text(now),
+        "conditions": merge_conditions(known, conditions, generation, now),
     }
-
-
-def merge_conditions(
-    conditions: Sequence[Condition],
-    previous: Sequence[Mapping[str, Any]],
-    generation: int,
-    now: float,
-) -> list[dict[str, Any]]:
-    """As Kubernetes writes them. The time of transition moves only when the status does."""
-    before = {each.get("type"): each for each in previous}
-    merged = []
-    for condition in conditions:
-        status = "True" if condition.is_true else "False"
-        old = before.get(condition.type)
-        is_same = old is not None and old.get("status") == status
-        since = old.get("lastTransitionTime") if is_same and old is not None else None
-        merged.append(
-            {
-                "type": condition.type,
-                "status": status,
-                "reason": condition.reason,
-                "message": condition.message,
-                "observedGeneration": generation,
-                "lastTransitionTime": since or text_of(now),
-            }
-        )
-    return merged
 
 
 def is_material(
@@ -243,7 +209,7 @@ def _partitions(partitions: Sequence[PartitionState], detached: int, now: float)
     return {
         "count": len(partitions),
         "aheadDays": ahead_days(partitions, now),
-        "oldest": None if oldest is None else text_of(oldest / 1000)[:10],
+        "oldest": None if oldest is None else instant_text(oldest / 1000)[:10],
         "detached": detached,
     }
 
@@ -257,11 +223,6 @@ def _floor(plan: FloorPlan | None) -> dict[str, Any] | None:
         "needed": plan.needed,
         "reason": plan.reason,
     }
-
-
-def text_of(at: float) -> str:
-    """A time as Kubernetes writes it."""
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _seconds_between(before: Any, after: str) -> float:
