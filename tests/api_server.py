@@ -145,10 +145,24 @@ class ApiServer:
         )
         try:
             with urllib.request.urlopen(request, context=context, timeout=10) as answer:
-                return answer.status, json.loads(answer.read() or b"null")
+                return answer.status, _parsed(answer.read())
         except urllib.error.HTTPError as error:
             with error:
-                return error.code, json.loads(error.read() or b"null")
+                return error.code, _parsed(error.read())
+
+    def define(self, definition: dict[str, Any]) -> None:
+        """Make a definition, and wait until its objects are served."""
+        path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+        status, answer = self.request("POST", path, definition)
+        if status != 201:
+            raise RuntimeError(f"the definition was refused: {answer}")
+        spec = definition["spec"]
+        served = f"/apis/{spec['group']}/{spec['versions'][0]['name']}/{spec['names']['plural']}"
+        limit = time.monotonic() + START_SECONDS_MAX
+        while self.request("GET", served)[0] != 200:
+            if time.monotonic() > limit:
+                raise RuntimeError(f"{served} is not served")
+            time.sleep(0.05)
 
     def _run(self, *command: str) -> None:
         log = (self._folder / f"{command[0]}.log").open("ab")
@@ -173,6 +187,14 @@ class ApiServer:
 
     def _answers(self) -> bool:
         return self.request("GET", "/api/v1/namespaces/default")[0] == 200
+
+
+def _parsed(body: bytes) -> Any:
+    """What is said in JSON; a path that nobody serves is told of in plain text."""
+    try:
+        return json.loads(body)
+    except ValueError:
+        return {"message": body.decode()}
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
