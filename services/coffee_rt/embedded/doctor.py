@@ -17,13 +17,15 @@ from coffee_rt.embedded.examine import (
     Verdict,
     examine_database,
     examine_pools,
-    examine_redis,
+    examine_servers,
 )
 from coffee_rt.embedded.plan import PROCESSES
 from coffee_rt.embedded.reach import ToolSettings
 from coffee_rt.embedded.tables import settings_class
 from coffee_rt.errors import CoffeeRtError
-from coffee_rt.runtime.settings import environment, load, mask_credentials
+from coffee_rt.redis_nodes.nodes import RedisNodes
+from coffee_rt.runtime.redis_address import Mode
+from coffee_rt.runtime.settings import RedisSettings, environment, load, mask_credentials
 from coffee_rt.store.inspect import inspect_database
 
 _CONFIG = (
@@ -60,11 +62,26 @@ def findings_table(findings: list[Finding]) -> Table:
     return table
 
 
-async def ask_redis(url: str, seconds_max: float) -> RedisFacts:
-    """Facts about a Redis. Raises redis's errors when it is away or refuses us."""
-    async with redis.asyncio.from_url(
-        url, decode_responses=True, socket_timeout=seconds_max, socket_connect_timeout=seconds_max
-    ) as client:
+async def ask_redis(settings: RedisSettings) -> list[RedisFacts]:
+    """Facts about each server that holds data. Raises redis's errors when one is away or refuses us."""
+    nodes = RedisNodes(settings)
+    seconds_max = settings.connect_seconds_max
+    options = {
+        "decode_responses": True,
+        "socket_timeout": seconds_max,
+        "socket_connect_timeout": seconds_max,
+    }
+    places = await nodes.nodes()
+    if places is None:
+        return [await _ask_server(nodes.pool(None, **options), "", "single")]
+    mode = settings.address.mode
+    return [
+        await _ask_server(nodes.pool_to(place, **options), str(place), mode) for place in places
+    ]
+
+
+async def _ask_server(pool: redis.asyncio.ConnectionPool, place: str, mode: Mode) -> RedisFacts:
+    async with redis.asyncio.Redis.from_pool(pool) as client:
         info: dict[str, Any] = await client.info("everything")
         try:
             shown = await client.config_get(*_CONFIG)
@@ -84,15 +101,20 @@ async def ask_redis(url: str, seconds_max: float) -> RedisFacts:
         limit_bytes=int(info.get("maxmemory", 0)),
         last_write_failed="err" in failed,
         clock_offset_seconds=int(seconds) + int(microseconds) / 1e6 - middle,
+        place=place,
+        mode=mode,
+        is_replica=info.get("role") == "slave",
+        replicas=int(info.get("connected_slaves", 0)),
+        is_clustered=bool(int(info.get("cluster_enabled", 0))),
     )
 
 
 async def _look_at_redis(settings: ToolSettings) -> list[Finding]:
     try:
-        facts = await ask_redis(settings.redis.url, settings.redis.connect_seconds_max)
+        facts = await ask_redis(settings.redis)
     except (RedisError, OSError, TimeoutError) as error:
         return [_away("Redis", settings.redis.url, error, "COFFEE_RT_REDIS_URL")]
-    return examine_redis(facts)
+    return examine_servers(facts)
 
 
 async def _look_at_database(settings: ToolSettings) -> list[Finding]:

@@ -7,10 +7,12 @@ the installation stops working; DOUBTFUL that it may under load or at the next o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING
+
+from coffee_rt.runtime.redis_address import Mode
 
 if TYPE_CHECKING:
     from coffee_rt.store.inspect import DatabaseFacts
@@ -54,12 +56,40 @@ class RedisFacts:
     limit_bytes: int
     last_write_failed: bool
     clock_offset_seconds: float
+    place: str = ""
+    """host:port where there are several servers."""
+    mode: Mode = "single"
+    """How the address says it is reached."""
+    is_replica: bool = False
+    replicas: int = 0
+    """Connected to it."""
+    is_clustered: bool = False
+
+
+def examine_servers(servers: Sequence[RedisFacts]) -> list[Finding]:
+    """Findings about the log's servers: a line for what is fine everywhere, and one for each that isn't."""
+    found = [(facts.place, finding) for facts in servers for finding in examine_redis(facts)]
+    if len(servers) == 1:
+        return [finding for _place, finding in found]
+    subjects: dict[str, list[tuple[str, Finding]]] = {}
+    for place, finding in found:
+        subjects.setdefault(finding.subject, []).append((place, finding))
+    merged = []
+    for subject, findings in subjects.items():
+        bad = [each for each in findings if each[1].verdict is not Verdict.FINE]
+        merged += [replace(finding, subject=f"{subject}, {place}") for place, finding in bad]
+        if not bad:
+            values = sorted({finding.found for _place, finding in findings})
+            text = values[0] if len(values) == 1 else f"{values[0]} to {values[-1]}"
+            merged.append(Finding(subject, f"{text} ({len(findings)} servers)", Verdict.FINE))
+    return merged
 
 
 def examine_redis(facts: RedisFacts) -> list[Finding]:
-    """Findings about the log's server."""
+    """Findings about one of the log's servers."""
     return [
         _redis_version(facts),
+        _redis_role(facts),
         *_redis_config(facts),
         _redis_memory(facts),
         _finding(
@@ -142,6 +172,36 @@ def _redis_version(facts: RedisFacts) -> Finding:
         Verdict.FINE if is_new else Verdict.UNSAFE,
         "Use Redis 7.0 or newer, or Valkey.",
     )
+
+
+def _redis_role(facts: RedisFacts) -> Finding:
+    """Whether it is what the address takes it for, and how much a failover may lose."""
+    subject = "Redis: role"
+    if facts.mode == "single":
+        if facts.is_clustered:
+            mend = "One node holds only its share of the keys: set COFFEE_RT_REDIS_URL=redis+cluster://..."
+            return _finding(subject, "a node of a cluster", Verdict.UNSAFE, mend)
+        if facts.is_replica:
+            mend = "COFFEE_RT_REDIS_URL must name the master, or sentinels: redis+sentinel://..."
+            return _finding(subject, "a replica", Verdict.UNSAFE, mend)
+        return Finding(subject, "the only server", Verdict.FINE)
+    if facts.is_replica:
+        return Finding(subject, "replica", Verdict.FINE)
+    wanted = int(facts.config.get("min-replicas-to-write", "0") or 0)
+    found = f"master with {facts.replicas} replicas, {wanted} needed for a write"
+    mend = (
+        "Without a replica that has it, a write is lost when the master is: CONFIG SET "
+        "min-replicas-to-write 1 (and in its configuration file), and "
+        "COFFEE_RT_ORDER_API_REPLICAS_MIN=1."
+    )
+    if wanted:
+        verdict = Verdict.FINE
+    elif facts.mode == "sentinel":
+        verdict = Verdict.UNSAFE
+    else:
+        # A cluster without replicas is what some want: a dead node's shards then wait for it.
+        verdict = Verdict.DOUBTFUL
+    return _finding(subject, found, verdict, mend)
 
 
 def _redis_config(facts: RedisFacts) -> list[Finding]:

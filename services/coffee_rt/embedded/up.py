@@ -13,7 +13,7 @@ import signal
 from collections.abc import Awaitable, Callable, Iterator
 
 from coffee_rt.embedded.directory import DataDirectory
-from coffee_rt.embedded.examine import Verdict, examine_redis
+from coffee_rt.embedded.examine import Verdict, examine_servers
 from coffee_rt.embedded.forks import Entry, Warm
 from coffee_rt.embedded.plan import (
     GRACE_SECONDS,
@@ -32,7 +32,6 @@ from coffee_rt.errors import Bug, Retryable
 
 PROCESS_STOP_SECONDS = GRACE_SECONDS + 3.0
 
-REDIS_SECONDS_MAX = 5.0
 BOUND_LOGS_SECONDS = 30.0
 
 
@@ -225,12 +224,15 @@ class House:
         import redis.exceptions
 
         from coffee_rt.embedded.doctor import ask_redis
+        from coffee_rt.embedded.reach import ToolSettings
+        from coffee_rt.runtime.settings import SettingsError, load
 
         try:
-            facts = await ask_redis(url, REDIS_SECONDS_MAX)
-        except (redis.exceptions.RedisError, OSError, ValueError) as error:
+            settings = load(ToolSettings, _inherited_environ() | {"COFFEE_RT_REDIS_URL": url})
+            servers = await ask_redis(settings.redis)
+        except (redis.exceptions.RedisError, OSError, ValueError, SettingsError) as error:
             raise ServerProblem(f"Redis can't be used ({error}). See --redis-url.") from None
-        for finding in examine_redis(facts):
+        for finding in examine_servers(servers):
             if finding.verdict is Verdict.UNSAFE:
                 self._say(f"  UNSAFE  {finding.subject}: {finding.found}. {finding.mend}")
 

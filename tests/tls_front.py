@@ -1,0 +1,105 @@
+"""TLS in front of a Valkey (the wheel's has none of its own), with certificates of an authority made here."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import trustme
+
+
+@dataclass(frozen=True)
+class Papers:
+    """Files of one authority: its own certificate, and a client's with key."""
+
+    ca: Path
+    client: Path
+    client_key: Path
+    server: ssl.SSLContext
+
+
+def make_papers(folder: Path, host: str = "127.0.0.1") -> Papers:
+    """`host` is who the server's certificate is for."""
+    folder.mkdir(parents=True, exist_ok=True)
+    authority = trustme.CA()
+    papers = Papers(
+        folder / "ca.pem",
+        folder / "client.pem",
+        folder / "client.key",
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER),
+    )
+    authority.cert_pem.write_to_path(papers.ca)
+    client = authority.issue_cert("till@example.org")
+    client.cert_chain_pems[0].write_to_path(papers.client)
+    client.private_key_pem.write_to_path(papers.client_key)
+    authority.issue_cert(host).configure_cert(papers.server)
+    authority.configure_trust(papers.server)
+    return papers
+
+
+@contextmanager
+def tls_front(target_port: int, papers: Papers, *, port: int = 0) -> Iterator[int]:
+    """A port that speaks TLS and passes everything on; served by a thread with a loop of its own."""
+    front = _Front(target_port, papers.server, port)
+    thread = threading.Thread(target=asyncio.run, args=(front.run(),))
+    thread.start()
+    front.is_listening.wait()
+    try:
+        yield front.port
+    finally:
+        front.stop()
+        thread.join()
+
+
+class _Front:
+    def __init__(self, target_port: int, context: ssl.SSLContext, port: int) -> None:
+        self._target_port = target_port
+        self._context = context
+        self.port = port
+        self.is_listening = threading.Event()
+        self._stop = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._serving: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self._context)
+        self.port = server.sockets[0].getsockname()[1]
+        self.is_listening.set()
+        await self._stop.wait()
+        server.close()
+        for task in self._serving:
+            task.cancel()
+        await asyncio.gather(*self._serving, return_exceptions=True)
+
+    def stop(self) -> None:
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._stop.set)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
+        there, back = await asyncio.open_connection("127.0.0.1", self._target_port)
+        try:
+            async with asyncio.TaskGroup() as pumps:
+                pumps.create_task(_pump(reader, back))
+                pumps.create_task(_pump(there, writer))
+        finally:
+            self._serving.discard(task)
+
+
+async def _pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    try:
+        while data := await source.read(1 << 16):
+            target.write(data)
+            await target.drain()
+    except (OSError, ssl.SSLError):
+        return
+    finally:
+        target.transport.abort()
