@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import socket
 import subprocess
 import time
@@ -19,9 +20,10 @@ import yaml
 
 from coffee_rt.embedded.plan import PROCESSES
 from tests.acceptance.running import Platform
-from tests.monitoring.rules import rule_groups, with_thresholds
+from tests.monitoring.rules import ROOT, rule_groups, with_thresholds
 
 NAMESPACE, RELEASE = "cafe", "shop"
+MONITORING_PAGE = ROOT / "docs" / "operations" / "monitoring.md"
 START_SECONDS_MAX = 30
 Sample = tuple[dict[str, str], float]
 
@@ -152,31 +154,41 @@ def _hasty(thresholds: Mapping[str, float]) -> list[dict[str, Any]]:
 
 
 def _configuration(targets: Mapping[str, int]) -> dict[str, Any]:
-    """Labels as the chart's PodMonitor and the documented scrape configuration give them."""
+    """The documented scrape configuration; only who finds the targets is another.
+
+    Each target has what Kubernetes would have told of its pod. A pod of somebody else is among them.
+    """
+    text = MONITORING_PAGE.read_text()
+    [block] = re.findall(r"^```yaml\n(scrape_configs:\n.*?)^```", text, re.MULTILINE | re.DOTALL)
+    configuration: dict[str, Any] = yaml.safe_load(block)
+    [job] = configuration["scrape_configs"]
+    assert job.pop("kubernetes_sd_configs") == [{"role": "pod"}]
+    job["static_configs"] = [
+        _target(process, port, "coffee-rt") for process, port in targets.items()
+    ] + [_target("stranger", 9, "another")]
     return {
+        **configuration,
         "global": {
             "scrape_interval": "1s",
             "scrape_timeout": "1s",
             "evaluation_interval": "1s",
         },
         "rule_files": ["rules.yaml"],
-        "scrape_configs": [
-            {
-                "job_name": "coffee-rt",
-                "static_configs": [
-                    {
-                        "targets": [f"127.0.0.1:{port}"],
-                        "labels": {
-                            "namespace": NAMESPACE,
-                            "release": RELEASE,
-                            "component": process,
-                            "pod": f"{RELEASE}-{process}-0",
-                        },
-                    }
-                    for process, port in targets.items()
-                ],
-            }
-        ],
+    }
+
+
+def _target(process: str, port: int, application: str) -> dict[str, Any]:
+    labels = "__meta_kubernetes_pod_label_app_kubernetes_io"
+    return {
+        "targets": [f"127.0.0.1:{port}"],
+        "labels": {
+            "__meta_kubernetes_namespace": NAMESPACE,
+            "__meta_kubernetes_pod_name": f"{RELEASE}-{process}-0",
+            "__meta_kubernetes_pod_container_port_name": "http",
+            f"{labels}_part_of": application,
+            f"{labels}_instance": RELEASE,
+            f"{labels}_component": process,
+        },
     }
 
 

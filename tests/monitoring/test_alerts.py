@@ -89,8 +89,8 @@ def test_an_imbalance_either_way_fires_and_one_that_passes_does_not(tmp_path: Pa
     ],
 )
 def test_a_loss_fires_for_an_hour(tmp_path: Path, alert: str, metric: str) -> None:
-    test = AlertTest(alert)
-    test.given(metric, "0x300 2x400", shard=0).given(metric, "7x700", QUIET, shard=0)
+    test = AlertTest(alert, step_seconds=60)
+    test.given(metric, "0x75 2x100", shard=0).given(metric, "7x175", QUIET, shard=0)
     test.fires(70).fires(80, {**CRITICAL, **SHOP, "shard": "0"}).fires(150)
     test.run(tmp_path)
 
@@ -105,17 +105,17 @@ def test_a_loss_fires_for_an_hour(tmp_path: Path, alert: str, metric: str) -> No
 def test_a_loss_that_a_new_process_begins_with_fires(
     tmp_path: Path, alert: str, metric: str
 ) -> None:
-    test = AlertTest(alert).given(metric, "_x300 4x400", shard=1)
+    test = AlertTest(alert, step_seconds=60).given(metric, "_x75 4x100", shard=1)
     test.fires(70).fires(80, {**CRITICAL, **SHOP, "shard": "1"}).fires(150)
     test.run(tmp_path)
 
 
 def test_dead_letters_fire_also_for_a_reason_never_seen_before(tmp_path: Path) -> None:
     metric = "coffee_rt_worker_dead_letters_total"
-    test = AlertTest("DeadLetters")
-    test.given(metric, "0x300 1x400", code="bad-data")
-    test.given(metric, "_x300 1x400", code="bad-price")
-    test.given(metric, "0x700", QUIET, code="bad-data")
+    test = AlertTest("DeadLetters", step_seconds=60)
+    test.given(metric, "0x75 1x100", code="bad-data")
+    test.given(metric, "_x75 1x100", code="bad-price")
+    test.given(metric, "0x175", QUIET, code="bad-data")
     test.fires(70).fires(
         80, *({**WARNING, **SHOP, "code": code} for code in ("bad-data", "bad-price"))
     )

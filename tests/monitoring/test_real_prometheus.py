@@ -32,6 +32,7 @@ from tests.monitoring.prometheus import (
     wait_until,
 )
 from tests.monitoring.rules import rules, with_thresholds
+from tests.monitoring.test_runbooks import PAGES, blocks
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300)]
 
@@ -129,6 +130,19 @@ def test_the_variables_of_the_dashboards_offer_what_runs(prometheus: Prometheus)
     assert prometheus.values_of("namespace", "coffee_rt_ready_ratio") == [NAMESPACE]
     assert prometheus.values_of("release", "coffee_rt_ready_ratio") == [RELEASE]
     assert len(prometheus.values_of("pod", "coffee_rt_ready_ratio")) == 5
+    assert "stranger" not in prometheus.values_of("component", "up")
+
+
+def test_the_queries_of_the_runbooks_are_understood(prometheus: Prometheus) -> None:
+    queries = [query for page in PAGES for query in blocks(page, "promql")]
+    queries += [
+        query
+        for page in PAGES
+        for query in re.findall(r"`(\w+ by \(\w+\) \(.*?\))`", page.read_text())
+    ]
+    assert len(queries) > 1
+    for query in queries:
+        prometheus.query(query)
 
 
 def test_each_series_that_an_alert_watches_is_there(prometheus: Prometheus) -> None:
