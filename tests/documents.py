@@ -13,8 +13,7 @@ from importlib import import_module
 from itertools import groupby
 from pathlib import Path
 
-from coffee_rt.embedded.plan import PROCESSES
-from coffee_rt.embedded.tables import settings_class
+from coffee_rt.embedded.tables import PROCESSES, settings_class
 from coffee_rt.runtime.metrics import Metric, catalogue
 from coffee_rt.runtime.settings import (
     DatabaseSettings,
@@ -52,6 +51,7 @@ _TITLES = {
     "channels": "Live messages, in every process that sends or receives them",
     "conservation": "Conservation",
     "fanout": "Fan-out",
+    "operator": "Operator",
     "log": "The log, in every process that speaks to it",
     "order": "order_api",
     "query": "query_api",

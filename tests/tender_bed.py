@@ -27,7 +27,6 @@ from coffee_rt.store.contract import PartitionState
 from coffee_rt.store.memory import MemoryKeeper as MemoryStoreKeeper
 from coffee_rt.store.memory_database import MemoryDatabase
 from coffee_rt.store.memory_views import MemoryViewFolder
-from coffee_rt.store.partitions import RetentionPolicy
 from coffee_rt.streams.contract import STORE_GROUP
 from coffee_rt.streams.memory import MemoryLog
 from coffee_rt.streams.memory_groups import MemoryKeeper
@@ -120,24 +119,15 @@ class ScaledCluster(MemoryCluster):
         return True
 
 
-class PolicyStore(MemoryStoreKeeper):
-    """A store in memory that keeps a policy of retention, and can go away."""
+class AwayStore(MemoryStoreKeeper):
+    """A store in memory that can go away."""
 
-    def __init__(self, database: MemoryDatabase) -> None:
-        super().__init__(database)
-        self.policy: RetentionPolicy | None = None
-        self.is_away = False
+    is_away = False
 
     async def partitions(self) -> list[PartitionState]:
         if self.is_away:
             raise Retryable("PostgreSQL: connection refused")
         return await super().partitions()
-
-    async def detached_partitions(self) -> list[PartitionState]:
-        return list(self._database.detached.values())
-
-    async def set_retention_policy(self, policy: RetentionPolicy | None) -> None:
-        self.policy = policy
 
 
 class KnownSessions(SessionCounter):
@@ -163,7 +153,7 @@ class TenderBed:
         self.cluster = ScaledCluster()
         self.log = MemoryLog(self.clock, 2)
         self.database = MemoryDatabase()
-        self.store = PolicyStore(self.database)
+        self.store = AwayStore(self.database)
         self.sessions = KnownSessions()
         self.keeper = MemoryKeeper(self.log)
         self.tender = self.make_tender()

@@ -164,6 +164,7 @@ for _name, _help in (
     ("aggregator", "Fold deltas into views and publish what changed."),
     ("fanout", "Push live updates to browsers and serve the dashboard."),
     ("query-api", "Answer reads of views and orders."),
+    ("operator", "On Kubernetes: tend partitions, floors, views, redrives and replays."),
 ):
     _add_process(_name, _help)
 
@@ -299,7 +300,7 @@ def drop_view(
 @app.command(rich_help_panel=_CARE)
 def settings(
     process: Annotated[
-        str, typer.Argument(help="order-api, worker, aggregator, fanout or query-api")
+        str, typer.Argument(help="order-api, worker, aggregator, fanout, query-api or operator")
     ],
 ) -> None:
     """List every setting of a process: its variable, its default, what it means."""

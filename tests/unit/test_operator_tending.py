@@ -8,7 +8,7 @@ import pytest
 
 from coffee_rt.errors import Retryable
 from coffee_rt.operator.sessions import SessionCounts, parse_sessions
-from coffee_rt.store.partitions import RetentionPolicy
+from coffee_rt.store.contract import RetentionPolicy
 from coffee_rt.streams.contract import STORE_GROUP
 from coffee_rt.streams.memory_groups import MemoryReader
 from tests.tender_bed import PLURAL, TenderBed, condition
@@ -155,13 +155,13 @@ async def test_a_disabled_floor_gives_the_autoscaler_its_own_minimum_back(bed: T
 async def test_a_deleted_pipeline_leaves_no_floor_and_no_policy_behind(bed: TenderBed) -> None:
     bed.sessions.counts = SessionCounts(26_000, 0)
     await bed.turn()
-    assert bed.store.policy == RetentionPolicy(400, is_dropped=True)
+    assert bed.database.retention_policy == RetentionPolicy(400, is_dropped=True)
     # Even where it went while no operator was there.
     bed.cluster.objects.clear()
     bed.tender = bed.make_tender()
     await bed.turn()
     assert bed.cluster.autoscalers["fanout"].replicas_min == 2
-    assert bed.store.policy is None
+    assert bed.database.retention_policy is None
 
 
 async def test_of_two_pipelines_the_older_is_tended_and_the_other_says_so(bed: TenderBed) -> None:
@@ -178,7 +178,7 @@ async def test_of_two_pipelines_the_older_is_tended_and_the_other_says_so(bed: T
 async def test_retention_of_the_spec_becomes_the_policy_of_all_processes(bed: TenderBed) -> None:
     bed.pipeline(partitions={"retentionDays": 30, "expired": "Keep", "daysAhead": 3})
     status = await bed.turn()
-    assert bed.store.policy == RetentionPolicy(30, is_dropped=False)
+    assert bed.database.retention_policy == RetentionPolicy(30, is_dropped=False)
     assert status["partitions"]["aheadDays"] == 3
 
 

@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from coffee_rt.embedded.plan import PROCESSES
+from coffee_rt.embedded import plan
 from coffee_rt.embedded.server_process import ServerProblem
 from coffee_rt.runtime.settings import ProcessSettings, describe
 
 if TYPE_CHECKING:
     from coffee_rt.store.contract import ApiKey
+
+
+PROCESSES = (*plan.PROCESSES, "operator")
+"""All that have settings: those of `up`, and the one that only Kubernetes has."""
 
 
 def settings_class(process: str) -> type[ProcessSettings]:

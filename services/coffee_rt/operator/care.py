@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from coffee_rt.errors import Retryable
 from coffee_rt.operator import metrics
-from coffee_rt.operator.contract import RetentionKeeper
 from coffee_rt.operator.pipeline_spec import PipelineSpec
 from coffee_rt.runtime.breaker import CircuitBreaker
 from coffee_rt.runtime.clock import Clock
 from coffee_rt.runtime.logs import Log
-from coffee_rt.store.partitions import RetentionPolicy
+from coffee_rt.store.contract import RetentionPolicy, StoreKeeper
 from coffee_rt.streams.contract import LogKeeper
 
 Done = tuple[str, str]
@@ -27,7 +26,7 @@ class Chores:
         self,
         *,
         log_keeper: LogKeeper,
-        store_keeper: RetentionKeeper,
+        store_keeper: StoreKeeper,
         redis: CircuitBreaker,
         database: CircuitBreaker,
         clock: Clock,

@@ -52,7 +52,9 @@ class LightkubeCluster:
         """Raises SettingsError where no cluster is configured. An empty namespace means the account's own."""
         try:
             self._client = AsyncClient(
-                namespace=namespace or None, timeout=httpx2.Timeout(REQUEST_SECONDS_MAX)
+                namespace=namespace or None,
+                timeout=httpx2.Timeout(REQUEST_SECONDS_MAX),
+                field_manager=COMPONENT,
             )
         except ConfigError as error:
             raise SettingsError(
@@ -119,6 +121,13 @@ class LightkubeCluster:
             await self._client.patch(
                 _kind(plural).Status, name, {"status": status}, patch_type=PatchType.MERGE
             )
+
+    async def delete_object(self, plural: str, ref: ObjectRef) -> None:
+        found = await self.read_object(plural, ref.name)
+        if found is None or found.ref.uid != ref.uid:
+            return
+        with _mapped():
+            await self._client.delete(_kind(plural), ref.name)
 
     async def add_event(
         self, ref: ObjectRef, kind: Literal["Normal", "Warning"], reason: str, message: str

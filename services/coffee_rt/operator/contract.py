@@ -1,5 +1,4 @@
-"""What the operator asks of Kubernetes beside watching its own objects, and of the store beside what all
-processes ask. `cluster.py` and store.keeper implement it.
+"""What the operator asks of Kubernetes beside watching its own objects. `cluster.py` implements it.
 
 Every method raises Retryable when the API server is away, refuses, or says that the object has changed
 since it was read; nothing was done then, or it is harmless to do it again.
@@ -10,9 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
-
-from coffee_rt.store.contract import PartitionState, StoreKeeper
-from coffee_rt.store.partitions import RetentionPolicy
 
 GROUP = "coffee-rt.dev"
 VERSION = "v1alpha1"
@@ -117,14 +113,9 @@ class Cluster(Protocol):
     async def write_status(self, plural: str, name: str, status: dict[str, Any]) -> None:
         """Replace the parts of an object's status that are given; None removes one."""
 
+    async def delete_object(self, plural: str, ref: ObjectRef) -> None:
+        """Delete one of our objects; nothing where it is gone, or another has its name."""
+
     async def add_event(
         self, ref: ObjectRef, kind: Literal["Normal", "Warning"], reason: str, message: str
     ) -> None: ...
-
-
-class RetentionKeeper(StoreKeeper, Protocol):
-    """The store's care, and the say over what all processes do about old partitions."""
-
-    async def detached_partitions(self) -> list[PartitionState]: ...
-
-    async def set_retention_policy(self, policy: RetentionPolicy | None) -> None: ...

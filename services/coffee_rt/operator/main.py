@@ -6,7 +6,7 @@ import asyncio
 import signal
 
 from coffee_rt.errors import Retryable
-from coffee_rt.operator import metrics, pipeline_handlers
+from coffee_rt.operator import metrics, object_handlers, pipeline_handlers
 from coffee_rt.operator.framework import make_registry, quiet_framework_logs, run_framework
 from coffee_rt.operator.leader import Leader
 from coffee_rt.operator.settings import OperatorSettings
@@ -17,10 +17,10 @@ from coffee_rt.runtime.health import health_app
 from coffee_rt.runtime.lifecycle import Lifecycle, serve_http
 from coffee_rt.runtime.settings import load
 
-REGISTRARS = (pipeline_handlers.register,)
+REGISTRARS = (pipeline_handlers.register, object_handlers.register)
 WATCHED_SECONDS_MIN = 60.0
 """A watch that lasted so long was no failed start."""
-KINDS = ("orderpipelines",)
+KINDS = (pipeline_handlers.PLURAL, *object_handlers.KINDS)
 """Kinds that must be known to the API server before kopf starts: it looks for them only once."""
 
 
@@ -52,6 +52,7 @@ async def work(operator: Operator, process: Lifecycle) -> None:
     async with asyncio.TaskGroup() as group:
         group.create_task(watch(operator, process), name="watch")
         group.create_task(make_tender(operator).run(), name="tend")
+        group.create_task(operator.objects.run(), name="objects")
 
 
 async def watch(operator: Operator, process: Lifecycle) -> None:

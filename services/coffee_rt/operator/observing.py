@@ -10,13 +10,12 @@ from dataclasses import dataclass, field, replace
 
 from coffee_rt.errors import Retryable
 from coffee_rt.operator import metrics
-from coffee_rt.operator.contract import Autoscaler, Cluster, RetentionKeeper, Workload
+from coffee_rt.operator.contract import Autoscaler, Cluster, Workload
 from coffee_rt.operator.pipeline_spec import FanoutSpec, PipelineSpec, WorkersSpec
 from coffee_rt.operator.sessions import SessionCounter, SessionCounts
 from coffee_rt.runtime.breaker import CircuitBreaker
 from coffee_rt.runtime.clock import Clock
-from coffee_rt.store.contract import PartitionState, ViewFolder
-from coffee_rt.store.ledger import accounted_records
+from coffee_rt.store.contract import PartitionState, StoreKeeper, ViewFolder, accounted_records
 from coffee_rt.streams.contract import STORE_GROUP, Backlog, EntryId, LogKeeper
 
 Check = Callable[[], Awaitable[None]]
@@ -82,7 +81,7 @@ class Observer:
         *,
         cluster: Cluster,
         log_keeper: LogKeeper,
-        store_keeper: RetentionKeeper,
+        store_keeper: StoreKeeper,
         folder: ViewFolder,
         counter: SessionCounter,
         redis: CircuitBreaker,

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from coffee_rt.errors import Rejected, Retryable
 from coffee_rt.operator.care import Chores
 from coffee_rt.operator.cluster import LightkubeCluster
-from coffee_rt.operator.contract import Cluster, Leases, RetentionKeeper
+from coffee_rt.operator.contract import Cluster, Leases
+from coffee_rt.operator.objects import Objects, make_objects
 from coffee_rt.operator.observing import Observer
 from coffee_rt.operator.pipelines import PipelineChanges
 from coffee_rt.operator.sessions import SessionCounter
@@ -25,11 +26,13 @@ from coffee_rt.runtime.lifecycle import Lifecycle
 from coffee_rt.runtime.logs import Log
 from coffee_rt.store.contract import (
     OrderReader,
+    StoreKeeper,
     ViewCatalogueStore,
     ViewFolder,
     ViewRepairer,
 )
 from coffee_rt.store.keeper import PostgresKeeper
+from coffee_rt.store.letter_redriver import PostgresLetterRedriver
 from coffee_rt.store.migrations import pending_migrations
 from coffee_rt.store.pool import Pool, create_pool
 from coffee_rt.store.queries import PostgresOrderReader
@@ -48,7 +51,7 @@ class Operator:
     clock: Clock
     log: Log
     pool: Pool
-    store_keeper: RetentionKeeper
+    store_keeper: StoreKeeper
     orders: OrderReader
     catalogue: ViewCatalogueStore
     folder: ViewFolder
@@ -61,6 +64,8 @@ class Operator:
     cluster: Cluster
     leases: Leases
     pipeline_changes: PipelineChanges
+    objects: Objects
+    """The tenders of MetricView, Redrive and Replay."""
 
 
 @asynccontextmanager
@@ -80,6 +85,8 @@ async def wired(settings: OperatorSettings, lifecycle: Lifecycle) -> AsyncIterat
     redis_log = RedisLog(settings.redis, settings.namespace, settings.shards, lifecycle.clock)
     log_keeper = redis_log.keeper()
     cluster = LightkubeCluster(settings.watch_namespace)
+    catalogue = PostgresViewCatalogue(pool, clock=lifecycle.clock)
+    repairer = PostgresViewRepairer(pool)
     try:
         yield Operator(
             settings=settings,
@@ -88,9 +95,9 @@ async def wired(settings: OperatorSettings, lifecycle: Lifecycle) -> AsyncIterat
             pool=pool,
             store_keeper=PostgresKeeper(pool),
             orders=PostgresOrderReader(pool),
-            catalogue=PostgresViewCatalogue(pool, clock=lifecycle.clock),
+            catalogue=catalogue,
             folder=PostgresViewFolder(pool),
-            repairer=PostgresViewRepairer(pool),
+            repairer=repairer,
             redis_log=redis_log,
             log_keeper=log_keeper,
             database=database,
@@ -98,6 +105,15 @@ async def wired(settings: OperatorSettings, lifecycle: Lifecycle) -> AsyncIterat
             cluster=cluster,
             leases=cluster,
             pipeline_changes=PipelineChanges(),
+            objects=make_objects(
+                catalogue=catalogue,
+                repairer=repairer,
+                redriver=PostgresLetterRedriver(pool),
+                database=database,
+                cluster=cluster,
+                clock=lifecycle.clock,
+                log=lifecycle.log,
+            ),
         )
     finally:
         await cluster.close()

@@ -405,14 +405,40 @@ KEEP_DAYS_MIN = 3
 """Orders are kept longer than a client's id may be old, plus the longest backlog."""
 
 
+@dataclass(frozen=True, slots=True)
+class RetentionPolicy:
+    """What becomes of old partitions, for every process that looks after them. Kept in the database, so that
+    a worker's setting can't drop what was to be archived."""
+
+    keep_days: int
+    is_dropped: bool
+    """False: a detached table is left to whoever archives it."""
+
+
+def accounted_records(sums: dict[str, int]) -> int:
+    """Records of a shard that the ledger accounts for, from its sums.
+
+    A stranger's entry has a dead letter but no accepted record, hence at most `records`. Records of a gap
+    that were stored before they were lost are in the ledger already; the others are `lost`.
+    """
+    done = sums["stored"] + sums["duplicates"] + sums["dead"]
+    return min(done, sums["records"]) + sums["lost"]
+
+
 class StoreKeeper(Protocol):
     """Partitions, retention, ledger compaction, heartbeats. Safe from any process, at any time."""
 
     async def ensure_partitions(self, now_ms: int, days_ahead: int) -> list[str]: ...
     async def partitions(self) -> list[PartitionState]: ...
     async def apply_retention(self, now_ms: int, keep_days: int) -> list[str]:
-        """Detach, then drop in a later call, never in one step; what was done, in words. Raises Rejected
-        for fewer days than KEEP_DAYS_MIN."""
+        """Detach, then drop in a later call, never in one step; what was done, in words. A policy of the
+        installation goes before `keep_days`. Raises Rejected for fewer days than KEEP_DAYS_MIN."""
+
+    async def detached_partitions(self) -> list[PartitionState]:
+        """Tables of days that were detached and not dropped, oldest first."""
+
+    async def set_retention_policy(self, policy: RetentionPolicy | None) -> None:
+        """Give all processes one policy; None: each has its own again. Raises Rejected as above."""
 
     async def compact_ledger(self, shard: int, below: EntryKey) -> int:
         """Forget rows of entries below `below`, of which only sums stay; how many. The caller has put the margin

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from coffee_rt.errors import Rejected, Retryable
 from coffee_rt.store import ledger, partitions
-from coffee_rt.store.contract import EntryKey, PartitionState
+from coffee_rt.store.contract import EntryKey, PartitionState, RetentionPolicy
 from coffee_rt.store.pool import Pool
 
 _SHARDS = "shards"
@@ -29,11 +29,11 @@ class PostgresKeeper:
         return await partitions.apply_retention(self._pool, now_ms, keep_days)
 
     async def detached_partitions(self) -> list[PartitionState]:
-        """Tables of days that were detached and not dropped, oldest first."""
+        """See StoreKeeper."""
         return await partitions.detached_partitions(self._pool)
 
-    async def set_retention_policy(self, policy: partitions.RetentionPolicy | None) -> None:
-        """Give all processes one policy of retention; None: each has its own again."""
+    async def set_retention_policy(self, policy: RetentionPolicy | None) -> None:
+        """See StoreKeeper."""
         await partitions.set_retention_policy(self._pool, policy)
 
     async def compact_ledger(self, shard: int, below: EntryKey) -> int:

@@ -237,16 +237,6 @@ async def ledger_sums(pool: Pool, shard: int, below: EntryKey | None) -> dict[st
     return dict(await pool.fetchrow(_SUMS, shard, *(below or _END)))
 
 
-def accounted_records(sums: dict[str, int]) -> int:
-    """Records of a shard that the ledger accounts for, from its sums.
-
-    A stranger's entry has a dead letter but no accepted record, hence at most `records`. Records of a gap
-    that were stored before they were lost are in the ledger already; the others are `lost`.
-    """
-    done = sums["stored"] + sums["duplicates"] + sums["dead"]
-    return min(done, sums["records"]) + sums["lost"]
-
-
 def _fitting(values: list[int], largest: int) -> list[int]:
     """Numbers as a column can hold them: an entry written by a stranger may claim any."""
     if min(values) >= 0 and max(values) <= largest:

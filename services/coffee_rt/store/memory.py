@@ -26,6 +26,7 @@ from coffee_rt.store.contract import (
     EntryWrite,
     PartitionState,
     PreparedBatch,
+    RetentionPolicy,
     StoredOrder,
     ViewsTooNew,
 )
@@ -249,9 +250,12 @@ class MemoryKeeper:
         if keep_days < KEEP_DAYS_MIN:
             raise Rejected("keep-days", f"must be at least {KEEP_DAYS_MIN}", "/keep_days")
         database = self._database
-        done = [f"dropped {state.name}" for state in database.detached.values()]
-        database.detached.clear()
-        before_ms = day_of(now_ms) - keep_days * DAY_MS
+        policy = database.retention_policy or RetentionPolicy(keep_days, is_dropped=True)
+        done = []
+        if policy.is_dropped:
+            done = [f"dropped {state.name}" for state in database.detached.values()]
+            database.detached.clear()
+        before_ms = day_of(now_ms) - policy.keep_days * DAY_MS
         for day, state in sorted(database.partitions.items()):
             if state.end_ms <= before_ms:
                 database.retired_to_ms = max(database.retired_to_ms, state.end_ms)
@@ -260,6 +264,16 @@ class MemoryKeeper:
         for order_id in [each for each in database.orders if self._is_retired(each)]:
             del database.orders[order_id]
         return done
+
+    async def detached_partitions(self) -> list[PartitionState]:
+        """See StoreKeeper."""
+        return [state for _, state in sorted(self._database.detached.items())]
+
+    async def set_retention_policy(self, policy: RetentionPolicy | None) -> None:
+        """See StoreKeeper."""
+        if policy is not None and policy.keep_days < KEEP_DAYS_MIN:
+            raise Rejected("keep-days", f"must be at least {KEEP_DAYS_MIN}", "/keep_days")
+        self._database.retention_policy = policy
 
     def _is_retired(self, order_id: bytes) -> bool:
         return id_time_ms(order_id) < self._database.retired_to_ms

@@ -16,6 +16,7 @@ from coffee_rt.store.contract import (
     DeadLetter,
     EntryKey,
     PartitionState,
+    RetentionPolicy,
     StoredOrder,
     ViewState,
 )
@@ -98,6 +99,7 @@ class MemoryDatabase:
     partitions: dict[int, PartitionState] = field(default_factory=dict)
     detached: dict[int, PartitionState] = field(default_factory=dict)
     retired_to_ms: int = 0
+    retention_policy: RetentionPolicy | None = None
     api_keys: dict[str, ApiKey] = field(default_factory=dict)
     heartbeats: dict[tuple[str, str], int] = field(default_factory=dict)
     shards: int | None = None

@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from coffee_rt.domain.ids import format_id, id_floor, id_time_ms
 from coffee_rt.errors import Rejected, Retryable
-from coffee_rt.store.contract import KEEP_DAYS_MIN, BadData, PartitionState
+from coffee_rt.store.contract import (
+    KEEP_DAYS_MIN,
+    BadData,
+    PartitionState,
+    RetentionPolicy,
+)
 from coffee_rt.store.pool import Pool
 
 PARTITION_LOCK = 0x636F_6666_0002
@@ -68,16 +72,6 @@ INSERT INTO install AS i (name, value) VALUES ('{_POLICY}', $1)
 ON CONFLICT (name) DO UPDATE SET value = excluded.value, set_at = now()
 WHERE i.value <> excluded.value
 """
-
-
-@dataclass(frozen=True, slots=True)
-class RetentionPolicy:
-    """What becomes of old partitions, for every process that looks after them. Kept in the database, so that
-    a worker's setting can't drop what was to be archived."""
-
-    keep_days: int
-    is_dropped: bool
-    """False: a detached table is left to whoever archives it."""
 
 
 def partition_of(day_ms: int) -> PartitionState:
@@ -178,7 +172,7 @@ async def _make(pool: Pool, state: PartitionState) -> bool:
 
 
 async def detached_partitions(pool: Pool) -> list[PartitionState]:
-    """Tables of days that were detached and not dropped, oldest first."""
+    """See StoreKeeper."""
     states = [parse_partition(row["name"]) for row in await pool.fetch(_DETACHED)]
     return [state for state in states if state is not None]
 
@@ -193,7 +187,7 @@ async def retention_policy(pool: Pool) -> RetentionPolicy | None:
 
 
 async def set_retention_policy(pool: Pool, policy: RetentionPolicy | None) -> None:
-    """Give all processes one policy, or (None) leave it to the caller of each apply_retention again."""
+    """See StoreKeeper."""
     if policy is None:
         await pool.execute("DELETE FROM install WHERE name = $1", _POLICY)
         return
@@ -208,8 +202,7 @@ def _check_days(keep_days: int) -> None:
 
 
 async def apply_retention(pool: Pool, now_ms: int, keep_days: int) -> list[str]:
-    """See StoreKeeper. One process at a time; the others do nothing. A policy of the installation goes
-    before the caller's days."""
+    """See StoreKeeper. One process at a time; the others do nothing."""
     _check_days(keep_days)
     # The earlier of two clocks: one that is days ahead must not retire what is still written.
     now_ms = min(now_ms, await _database_ms(pool))

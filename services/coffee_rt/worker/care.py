@@ -15,8 +15,7 @@ from coffee_rt.errors import Retryable
 from coffee_rt.runtime.breaker import CircuitBreaker
 from coffee_rt.runtime.clock import Clock
 from coffee_rt.runtime.logs import Log
-from coffee_rt.store.contract import FEATURE_LEVEL, PartitionState, StoreKeeper
-from coffee_rt.store.ledger import accounted_records
+from coffee_rt.store.contract import FEATURE_LEVEL, PartitionState, StoreKeeper, accounted_records
 from coffee_rt.streams.contract import STORE_GROUP, EntryId, LogKeeper
 from coffee_rt.worker import metrics
 
