@@ -76,8 +76,6 @@ def test_each_process_is_scraped_by_name_of_its_port(chart: Chart, kind: str) ->
             labels = rendered.one("Deployment", process)["spec"]["template"]["metadata"]["labels"]
             [container] = rendered.pod(process)["containers"]
             ports = [port["name"] for port in container["ports"]]
-        elif process == "operator":
-            continue
         else:
             service = rendered.one("Service", process)
             labels = service["metadata"]["labels"]
