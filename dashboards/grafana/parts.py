@@ -27,6 +27,7 @@ from grafana_foundation_sdk.models.dashboard import (
     DataSourceRef,
     Threshold,
     ThresholdsMode,
+    VariableOption,
     VariableRefresh,
     VariableSort,
 )
@@ -153,6 +154,7 @@ def empty_dashboard(uid: str, title: str, about: str) -> dashboard.Dashboard:
             )
             .include_all(True)
             .all_value(".*")
+            .current(VariableOption(selected=True, text="All", value="$__all"))
             .multi(True)
         )
         .link(
