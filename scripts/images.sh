@@ -222,6 +222,18 @@ save_image() {
     esac
 }
 
+# The first digits of what names its content.
+image_id() {
+    local id
+    if [[ $engine == buildah ]]; then
+        id=$(buildah inspect --type image --format '{{.FromImageID}}' "$1")
+    else
+        id=$("$engine" image inspect --format '{{.Id}}' "$1")
+    fi
+    id=${id#sha256:}
+    printf '%s\n' "${id:0:12}"
+}
+
 # The size of all its layers, unpacked, in bytes.
 image_bytes() {
     local container folder
