@@ -13,6 +13,7 @@ from coffee_rt.embedded.examine import (
     examine_database,
     examine_pools,
     examine_redis,
+    examine_servers,
 )
 from coffee_rt.store.inspect import DatabaseFacts
 
@@ -91,6 +92,44 @@ def test_redis_verdicts(facts: RedisFacts, subject: str, verdict: Verdict) -> No
     finding = _bad(examine_redis(facts))[subject]
     assert finding.verdict is verdict
     assert finding.mend
+
+
+SAFE = {**REDIS.config, "min-replicas-to-write": "1"}
+MASTER = replace(REDIS, mode="sentinel", place="a:1", replicas=1, config=SAFE)
+REPLICA = replace(MASTER, place="b:1", replicas=0, is_replica=True)
+
+
+def test_sound_masters_and_replicas_are_said_once() -> None:
+    findings = examine_servers([MASTER, REPLICA])
+    assert _bad(findings) == {}
+    assert len(findings) == len(examine_redis(REDIS))
+    assert [each.found for each in findings if each.subject == "Redis: eviction"] == [
+        "noeviction (2 servers)"
+    ]
+
+
+def test_each_server_that_is_unsafe_is_named() -> None:
+    careless = replace(REPLICA, config={**SAFE, "appendfsync": "everysec"})
+    bad = _bad(examine_servers([MASTER, careless]))
+    assert list(bad) == ["Redis: fsync, b:1"]
+    assert bad["Redis: fsync, b:1"].verdict is Verdict.UNSAFE
+
+
+@pytest.mark.parametrize(
+    ("facts", "verdict"),
+    [
+        (replace(MASTER, config=REDIS.config), Verdict.UNSAFE),
+        (replace(MASTER, mode="cluster", config=REDIS.config), Verdict.DOUBTFUL),
+        (replace(REDIS, is_replica=True), Verdict.UNSAFE),
+        (replace(REDIS, is_clustered=True), Verdict.UNSAFE),
+    ],
+)
+def test_a_server_that_is_not_what_the_address_takes_it_for(
+    facts: RedisFacts, verdict: Verdict
+) -> None:
+    finding = _bad(examine_redis(facts))["Redis: role"]
+    assert finding.verdict is verdict
+    assert "COFFEE_RT_" in finding.mend
 
 
 @pytest.mark.parametrize(

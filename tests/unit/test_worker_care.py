@@ -38,9 +38,9 @@ class AwayKeeper(MemoryStoreKeeper):
 class World:
     """One caretaker over a log and a store in memory, in time that a test passes."""
 
-    def __init__(self, uniform: Callable[[float, float], float] = max) -> None:
+    def __init__(self, uniform: Callable[[float, float], float] = max, *, shards: int = 1) -> None:
         self.clock = VirtualClock()
-        self.log = MemoryLog(self.clock, 1)
+        self.log = MemoryLog(self.clock, shards)
         self.database = MemoryDatabase()
         self.store = AwayKeeper(self.database)
         self.keeper = MemoryKeeper(self.log)
@@ -127,3 +127,20 @@ async def test_what_was_stored_before_an_outage_of_postgresql_is_kept_until_it_i
         assert await world.count_again() == 1
         await world.clock.advance(2 * KEEP_SECONDS)
         assert world.log.shards[0].first_from(ENTRY_ID_ZERO) is None
+
+
+async def test_a_shard_that_is_away_does_not_keep_the_others_from_being_trimmed() -> None:
+    world = World(shards=3)
+    await world.care.prepare_log()
+    tried: list[int] = []
+
+    async def fail(point: str, shard: int) -> None:
+        if point == "trim.send":
+            tried.append(shard)
+            if shard == 0:
+                raise Retryable("away")
+
+    world.log.faults = fail
+    with pytest.raises(Retryable):
+        await world.care.trim()
+    assert tried == [0, 1, 2]

@@ -100,12 +100,16 @@ class FoundConnection(NodeConnection):
         super().__init__(**options)
 
     async def _connect(self) -> None:
-        self.host, self.port = await self._finder.find(self._key)
+        node = self.host, self.port = await self._finder.find(self._key)
         try:
             await super()._connect()  # type: ignore[no-untyped-call]
         except (OSError, TimeoutError):
             self._give_up()
-            raise
+            self.host, self.port = await self._finder.find(self._key)
+            if (self.host, self.port) == node:
+                raise
+            # It was out of date: another server has taken its place since.
+            await super()._connect()  # type: ignore[no-untyped-call]
 
     async def on_connect_check_health(self, check_health: bool = True) -> None:
         try:
