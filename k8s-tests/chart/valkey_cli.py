@@ -41,11 +41,16 @@ def main() -> int:
         else:
             raise SystemExit(f"option {option} is not known here")
     try:
-        with socket.create_connection((host, port)) as connection, connection.makefile("rb") as stream:
+        with (
+            socket.create_connection((host, port)) as connection,
+            connection.makefile("rb") as stream,
+        ):
             for command in (["AUTH", os.environ["VALKEYCLI_AUTH"]], arguments):
                 connection.sendall(
                     b"*%d\r\n" % len(command)
-                    + b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in map(str.encode, command))
+                    + b"".join(
+                        b"$%d\r\n%s\r\n" % (len(part), part) for part in map(str.encode, command)
+                    )
                 )
                 text, is_error = read(stream)
     except OSError:

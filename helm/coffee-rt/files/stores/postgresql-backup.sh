@@ -13,7 +13,7 @@ folder=$ARCHIVE/base
 rm -rf "$folder"/*.new
 pg_basebackup -h "${PGHOST:-/tmp}" -p "${PGPORT:-5432}" -U postgres -D "$folder/$name.new" \
     --checkpoint=fast --wal-method=fetch
-pg_verifybackup --no-parse-wal "$folder/$name.new" >/dev/null
+verify_backup "$folder/$name.new" || stop_with "the base backup is damaged: look at the disks"
 sync
 mv "$folder/$name.new" "$folder/$name"
 say "base backup $name, $(du -sh "$folder/$name" | cut -f1)"

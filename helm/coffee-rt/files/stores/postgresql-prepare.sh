@@ -66,7 +66,7 @@ restore_folder() {
     [ -n "${ARCHIVE:-}" ] || stop_with "there is no archive to restore from (postgresql.archive.enabled)"
     [ -f "$base/backup_manifest" ] ||
         stop_with "no base backup $RESTORE_BASE; there are: $(ls "$ARCHIVE/base" 2>/dev/null | tr '\n' ' ')"
-    pg_verifybackup --no-parse-wal "$base"
+    verify_backup "$base" || stop_with "the base backup $RESTORE_BASE is damaged: choose another"
     staged=$PGDATA.restoring
     rm -rf "$staged"
     cp -a "$base" "$staged"
@@ -75,7 +75,9 @@ restore_folder() {
     {
         echo "restore_command = 'cp \"$ARCHIVE/wal/%f\" \"%p\"'"
         echo "recovery_target_action = 'promote'"
-        [ -z "$RESTORE_TARGET_TIME" ] || echo "recovery_target_time = '$RESTORE_TARGET_TIME'"
+        # PostgreSQL knows no Z here yet: it reads its table of time zones later.
+        [ -z "$RESTORE_TARGET_TIME" ] ||
+            echo "recovery_target_time = '$(echo "$RESTORE_TARGET_TIME" | sed 's/T/ /; s/Z$/+00/')'"
     } >"$VOLUME/restore.conf"
     sync
     if [ -e "$PGDATA" ]; then
@@ -87,6 +89,20 @@ restore_folder() {
     echo "$wanted" >"$VOLUME/restored"
     sync
     say "put $RESTORE_BASE in place; the archive's log is read next"
+}
+
+# Reads the archive's log here, where there is no limit of time and before anybody can connect.
+recover() {
+    postgres -D "$PGDATA" -c config_file="$CONF" -c hba_file="${CONF%/*}/pg_hba.conf" -c listen_addresses= &
+    server=$!
+    until [ "$(psql -XAtq -d postgres -c 'SELECT pg_is_in_recovery()' 2>/dev/null)" = f ]; do
+        kill -0 "$server" 2>/dev/null ||
+            stop_with "PostgreSQL could not recover; its words above say why. Was the moment before the end of the base backup, or after the end of the archive?"
+        sleep 1
+    done
+    kill -INT "$server"
+    wait "$server" || true
+    say "recovered up to ${RESTORE_TARGET_TIME:-the end of the archive}"
 }
 
 adopt_password() {
@@ -108,11 +124,5 @@ elif [ ! -e "$PGDATA" ]; then
     make_folder
 fi
 check_folder
-if [ -e "$PGDATA/recovery.signal" ]; then
-    # Recovered here, without a limit of time, and before anybody can connect.
-    echo "SELECT pg_is_in_recovery()" >"$work/statements"
-    run_single "$PGDATA" postgres <"$work/statements"
-    rm -f "$work/statements"
-    say "recovered up to ${RESTORE_TARGET_TIME:-the end of the archive}"
-fi
+[ ! -e "$PGDATA/recovery.signal" ] || recover
 adopt_password

@@ -43,7 +43,7 @@ ask_sentinels() {
 # Sets `primary` once it is certain, and leaves a word about each wait.
 find_primary() {
     majority=$(($(echo "$HOSTS" | wc -w) / 2 + 1))
-    last=
+    last= patience=15
     while :; do
         ask_sentinels
         why=
@@ -57,6 +57,10 @@ find_primary() {
             primary=$SELF
         elif [ "$primary" = "$SELF" ] && ! has_data && [ ! -e "$DATA_DIR/founder" ]; then
             why="the sentinels take this pod for the primary, but its volume is empty: another must take over"
+        elif [ "$primary" = "$SELF" ] && [ "$votes" -lt "$named" ] && [ "$patience" -gt 0 ]; then
+            # A failover may be under way, which not all of them have heard of yet.
+            patience=$((patience - 1))
+            why="$votes sentinels take this pod for the primary, and another does not"
         fi
         [ -z "$why" ] && return
         [ "$why" = "$last" ] || say "waiting: $why"

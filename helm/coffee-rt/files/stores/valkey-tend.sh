@@ -31,6 +31,7 @@ nodes_seen_by() {
 meet() {
     for host in $HOSTS; do
         [ "$host" = "$SELF" ] && continue
+        echo "$seen" | grep -v -E ' [a-z,]*fail' | grep " $host " | grep -q ' connected ' && continue
         id=$(ask "$host" "$PORT" CLUSTER MYID) || continue
         if ! echo "$seen" | grep "^$id " | grep -q ' connected '; then
             address=$(ask "$host" "$PORT" CONFIG GET cluster-announce-ip | sed -n 2p)
@@ -41,11 +42,10 @@ meet() {
 }
 
 create() {
-    assigned_most=0
+    [ "$(own CLUSTER INFO | field cluster_slots_assigned)" != "$SLOTS" ] || return 0
     for host in $HOSTS; do
         assigned=$(ask "$host" "$PORT" CLUSTER INFO | field cluster_slots_assigned) || return 0
         keys=$(ask "$host" "$PORT" DBSIZE) || return 0
-        [ "$assigned" -gt "$assigned_most" ] && assigned_most=$assigned
         if [ -z "$assigned" ] || [ "$assigned" -eq "$SLOTS" ]; then
             return 0
         fi
