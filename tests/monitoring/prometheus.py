@@ -29,7 +29,7 @@ Sample = tuple[dict[str, str], float]
 
 
 class Prometheus:
-    """Scrapes and evaluates every second, with the chart's rules, none of which waits (`for`)."""
+    """Scrapes every two seconds, with the chart's rules, none of which waits (`for`)."""
 
     def __init__(
         self, folder: Path, targets: Mapping[str, int], thresholds: Mapping[str, float]
@@ -169,8 +169,8 @@ def _configuration(targets: Mapping[str, int]) -> dict[str, Any]:
     return {
         **configuration,
         "global": {
-            "scrape_interval": "1s",
-            "scrape_timeout": "1s",
+            "scrape_interval": "2s",
+            "scrape_timeout": "2s",
             "evaluation_interval": "1s",
         },
         "rule_files": ["rules.yaml"],
