@@ -186,7 +186,7 @@ class ApiServer:
         raise RuntimeError(f"the API server did not start: {tail}")
 
     def _answers(self) -> bool:
-        return self.request("GET", "/api/v1/namespaces/default")[0] == 200
+        return self.request("GET", "/readyz")[0] == 200
 
 
 def _parsed(body: bytes) -> Any:
