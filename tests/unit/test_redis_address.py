@@ -53,6 +53,7 @@ def test_one_server_is_left_to_its_library(url: str) -> None:
     ("url", "sentence"),
     [
         (f"http://:{SECRET}@a", "must begin with one of redis://"),
+        (f"redis://:{SECRET}/x@a", "names a port that is none"),
         (f"redis+sentinel://:{SECRET}@a,b", "must name the master after the sentinels"),
         (f"redis+sentinel://:{SECRET}@a/m/x", "must end in /MASTER or /MASTER/database"),
         (f"redis+sentinel://:{SECRET}@a/m?password={SECRET}", "options that are none (password)"),

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from typing import Literal
-from urllib.parse import parse_qs, unquote
+from urllib.parse import parse_qs, unquote, urlsplit
 
 Mode = Literal["single", "sentinel", "cluster"]
 
@@ -61,6 +61,7 @@ def parse_redis_address(text: str) -> RedisAddress:
         raise ValueError(f"must begin with one of {', '.join(f'{name}://' for name in _SCHEMES)}")
     mode, is_tls = _SCHEMES[scheme]
     if mode == "single":
+        _check_port(text)
         return RedisAddress(mode, is_tls)
     rest, _, query = rest.partition("?")
     authority, _, path = rest.partition("/")
@@ -80,6 +81,15 @@ def parse_redis_address(text: str) -> RedisAddress:
         sentinel_username,
         sentinel_password,
     )
+
+
+def _check_port(text: str) -> None:
+    try:
+        _ = urlsplit(text).port
+    except ValueError:
+        raise ValueError(
+            "names a port that is none (in a user or password, write / as %2F)"
+        ) from None
 
 
 def _parse_host(text: str, default_port: int) -> tuple[str, int]:
