@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import yaml
@@ -41,3 +43,27 @@ def shop(api: ApiServer) -> str:
     status, answer = api.request("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
     assert status == 201, answer
     return name
+
+
+@pytest.fixture
+def pod_port() -> Iterator[int]:
+    """Where a pod answers /metrics with 350 sessions."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = b'coffee_rt_fanout_sessions_count{kind="websocket"} 350.0\n'
+            self.send_response(200)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    yield server.server_address[1]
+    server.shutdown()
+    thread.join()
+    server.server_close()

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import AsyncIterator
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import asyncpg
@@ -219,27 +217,3 @@ async def test_a_database_that_is_away_is_told_of_and_survived(world: World) -> 
     assert "DatabaseUnavailable" in world.reasons()
     assert operator.is_running
     assert operator.end() == 0
-
-
-@pytest.fixture
-def pod_port() -> Iterator[int]:
-    """Where a pod answers /metrics with 350 sessions."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = b'coffee_rt_fanout_sessions_count{kind="websocket"} 350.0\n'
-            self.send_response(200)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            return
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = Thread(target=server.serve_forever)
-    thread.start()
-    yield server.server_address[1]
-    server.shutdown()
-    thread.join()
-    server.server_close()
