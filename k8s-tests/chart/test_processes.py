@@ -85,9 +85,7 @@ def test_a_template_with_an_autoscaler_says_no_replicas(chart: Chart, plain: Ren
         fixed = chart.render({key: {"autoscaling": {"enabled": False}, "replicas": 3}})
         assert fixed.one("Deployment", component)["spec"]["replicas"] == 3
         assert not [
-            each
-            for each in fixed.of("HorizontalPodAutoscaler")
-            if component_of(each) == component
+            each for each in fixed.of("HorizontalPodAutoscaler") if component_of(each) == component
         ]
 
 
@@ -105,9 +103,7 @@ def test_one_pod_at_a_time_may_be_drained(plain: Rendered, component: str) -> No
 
 
 @pytest.mark.parametrize("component", PROCESSES.values())
-def test_a_roll_takes_no_pod_before_its_successor_is_ready(
-    plain: Rendered, component: str
-) -> None:
+def test_a_roll_takes_no_pod_before_its_successor_is_ready(plain: Rendered, component: str) -> None:
     strategy = plain.one("Deployment", component)["spec"]["strategy"]["rollingUpdate"]
     assert strategy["maxUnavailable"] == 0
 
@@ -214,7 +210,7 @@ def test_a_release_called_coffee_rt_gives_short_names(chart: Chart) -> None:
 
 def test_connections_are_summed_over_all_pods_at_their_most(chart: Chart) -> None:
     pools = {"orderApi": 2, "worker": 4, "aggregator": 6, "fanout": 3, "queryApi": 4}
-    pods = {key: 4 for key in pools}
+    pods = dict.fromkeys(pools, 4)
     values: dict[str, Any] = {
         key: {"databasePoolSizeMax": pools[key], "autoscaling": {"maxReplicas": pods[key]}}
         for key in pools

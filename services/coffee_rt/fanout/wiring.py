@@ -30,6 +30,7 @@ from coffee_rt.store.key_refresh import KeyRefresher
 from coffee_rt.store.keys import PostgresApiKeys
 from coffee_rt.store.pool import Pool, create_pool
 from coffee_rt.store.queries import PostgresOrderReader
+from coffee_rt.store.schema_wait import lacking_schema, wait_for_schema
 from coffee_rt.store.view_catalogue import PostgresViewCatalogue
 from coffee_rt.store.view_fold import PostgresViewFolder
 from coffee_rt.store.view_reads import PostgresViewReader
@@ -45,9 +46,26 @@ class Fanout:
     dashboard: DashboardFeed
     server: WebSocketServer
     app: Starlette
+    pool: Pool
 
     async def start(self) -> None:
-        """Raises SettingsError when the port is taken."""
+        """Serve sockets, at once or as soon as the schema is there: what is loaded before would be nothing.
+        Raises SettingsError when the port is taken."""
+        if reason := await lacking_schema(self.pool):
+            self._on_wait(reason)
+            self.lifecycle.spawn(self._start_later(), "start")
+        else:
+            await self._serve()
+
+    async def _start_later(self) -> None:
+        await wait_for_schema(self.pool, self.lifecycle.clock, self._on_wait)
+        await self._serve()
+
+    def _on_wait(self, reason: str) -> None:
+        self.lifecycle.health.set("views", False, reason)
+        self.lifecycle.log.warning("start waits", reason=reason)
+
+    async def _serve(self) -> None:
         settings = self.settings
         try:
             await self.server.start(settings.websocket_host, settings.websocket_port)
@@ -130,7 +148,7 @@ async def wired(settings: FanoutSettings, lifecycle: Lifecycle) -> AsyncIterator
     page = load_page(settings.page_folder or PAGE_FOLDER)
     app = build_app(LiveStreams(hub, door), page, lifecycle.health)
     try:
-        yield Fanout(settings, lifecycle, hub, dashboard, server, app)
+        yield Fanout(settings, lifecycle, hub, dashboard, server, app, pool)
     finally:
         await server.close()
         await messages.close()

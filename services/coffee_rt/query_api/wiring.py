@@ -25,6 +25,7 @@ from coffee_rt.store.key_refresh import KeyRefresher
 from coffee_rt.store.keys import PostgresApiKeys
 from coffee_rt.store.pool import Pool, create_pool
 from coffee_rt.store.queries import PostgresOrderReader, replay_seconds
+from coffee_rt.store.schema_wait import lacking_schema, wait_for_schema
 from coffee_rt.store.view_catalogue import PostgresViewCatalogue
 from coffee_rt.store.view_reads import PostgresViewReader
 from coffee_rt.streams.contract import STORE_GROUP
@@ -74,8 +75,7 @@ async def wired(settings: QueryApiSettings, lifecycle: Lifecycle) -> AsyncIterat
     lifecycle.spawn(lag.run(), "lag")
     lifecycle.spawn(_check_install(keeper, lifecycle), "install")
     authorizer = await _authority(settings, primary, lifecycle)
-    # Reads degrade one by one (each answer says what is away), so the process itself is always ready.
-    lifecycle.health.set("query-api", True, "serving")
+    await _ensure_ready(primary, lifecycle)
     try:
         yield build_app(service, authorizer, lifecycle.health, clock)
     finally:
@@ -83,6 +83,24 @@ async def wired(settings: QueryApiSettings, lifecycle: Lifecycle) -> AsyncIterat
         for pool in (primary, replica):
             if pool is not None:
                 await pool.close()
+
+
+async def _ensure_ready(pool: Pool, lifecycle: Lifecycle) -> None:
+    """Ready once the schema was seen, now or later. From then on always: reads degrade one by one, and each
+    answer says what is away."""
+
+    def on_wait(reason: str) -> None:
+        lifecycle.health.set("query-api", False, reason)
+
+    async def wait() -> None:
+        await wait_for_schema(pool, lifecycle.clock, on_wait)
+        lifecycle.health.set("query-api", True, "serving")
+
+    if reason := await lacking_schema(pool):
+        on_wait(reason)
+        lifecycle.spawn(wait(), "schema")
+    else:
+        lifecycle.health.set("query-api", True, "serving")
 
 
 async def _check_install(keeper: RedisKeeper, lifecycle: Lifecycle) -> None:
