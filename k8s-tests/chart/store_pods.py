@@ -47,7 +47,8 @@ def find(objects: list[dict[str, Any]], kind: str, name: str) -> dict[str, Any]:
 def wheel_file(module: str, pattern: str) -> Path:
     """A file of an installed wheel."""
     spec = find_spec(module)
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     return next(Path(spec.origin).parent.glob(pattern))
 
 

@@ -55,7 +55,7 @@ def main() -> int:
                 text, is_error = read(stream)
     except OSError:
         return 1
-    print(text)
+    sys.stdout.write(f"{text}\n")
     return 1 if is_error and is_strict else 0
 
 
