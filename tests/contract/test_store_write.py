@@ -9,7 +9,13 @@ import pytest
 
 from coffee_rt.domain.wire import decode_record
 from coffee_rt.errors import Rejected
-from coffee_rt.store.contract import ApiKey, BadData, DeadRecord, ViewsTooNew
+from coffee_rt.store.contract import (
+    ApiKey,
+    BadData,
+    DeadRecord,
+    RetentionPolicy,
+    ViewsTooNew,
+)
 from tests.builders import NOW_MS, a_view, an_order
 from tests.store_harness import WriteStore, a_write_store, an_entry, order_at
 
@@ -320,6 +326,34 @@ async def test_order_of_a_retired_day_is_bad_data_and_its_day_stays_away(store: 
 async def test_retention_of_a_few_days_is_refused(store: WriteStore) -> None:
     with pytest.raises(Rejected):
         await store.keeper.apply_retention(NOW_MS, 2)
+
+
+async def test_a_policy_of_the_installation_goes_before_each_process_own(store: WriteStore) -> None:
+    await store.keeper.ensure_partitions(NOW_MS, 0)
+    later = NOW_MS + 4 * DAY_MS
+    await store.keeper.set_retention_policy(RetentionPolicy(400, is_dropped=True))
+    assert await store.keeper.apply_retention(later, 4) == []
+    await store.keeper.set_retention_policy(None)
+    assert await store.keeper.apply_retention(later, 4) == ["detached orders_y2025m11d12"]
+
+
+async def test_detached_partitions_are_kept_for_whoever_archives_them(store: WriteStore) -> None:
+    await store.keeper.ensure_partitions(NOW_MS, 0)
+    later = NOW_MS + 4 * DAY_MS
+    await store.keeper.set_retention_policy(RetentionPolicy(4, is_dropped=False))
+    assert await store.keeper.apply_retention(later, 300) == ["detached orders_y2025m11d12"]
+    # A worker that knows of 4 days, and of dropping.
+    assert await store.keeper.apply_retention(later, 4) == []
+    kept = [each.name for each in await store.keeper.detached_partitions()]
+    assert kept == ["orders_y2025m11d12"]
+    await store.keeper.set_retention_policy(RetentionPolicy(4, is_dropped=True))
+    assert await store.keeper.apply_retention(later, 300) == ["dropped orders_y2025m11d12"]
+    assert await store.keeper.detached_partitions() == []
+
+
+async def test_a_policy_of_a_few_days_is_refused(store: WriteStore) -> None:
+    with pytest.raises(Rejected):
+        await store.keeper.set_retention_policy(RetentionPolicy(2, is_dropped=True))
 
 
 async def test_number_of_shards_is_fixed_at_install(store: WriteStore) -> None:
