@@ -353,10 +353,19 @@ async def test_chunked_pipelined_and_expecting_clients_are_served(api: RunningOr
     assert b"HTTP/1.1 202" in received
 
 
+async def test_a_read_of_orders_is_sent_to_where_they_are_listed(api: RunningOrderApi) -> None:
+    """An Ingress gives a path to one process whatever the method."""
+    asked = b"GET /api/v1/orders?limit=5 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    received = await api.raw(asked)
+    assert received.startswith(b"HTTP/1.1 307")
+    assert b"location: /api/v1/orders/recent?limit=5\r\n" in received.lower()
+
+
 async def test_other_methods_and_paths_are_problems(api: RunningOrderApi) -> None:
     reply = await api.request("PUT", ORDERS, ORDER)
     assert_problem(reply, 405, "method-not-allowed")
     assert reply.headers["allow"] == "POST"
+    assert_problem(await api.request("GET", f"{ORDERS}/batch"), 405, "method-not-allowed")
     assert_problem(await api.request("GET", "/nowhere"), 404, "not-found")
 
 

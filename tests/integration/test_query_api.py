@@ -239,6 +239,8 @@ async def test_recent_orders_come_newest_first_in_pages(platform: Platform) -> N
     assert rest["next"] is None
     uptown, _ = await platform.get("/api/v1/orders?store=uptown")
     assert {order["store"] for order in uptown["orders"]} == {"uptown"}
+    same, _ = await platform.get("/api/v1/orders/recent?store=uptown")
+    assert same == uptown
 
 
 async def test_a_position_that_is_stored_is_inside_the_answer(platform: Platform) -> None:

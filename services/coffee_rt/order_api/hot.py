@@ -40,13 +40,15 @@ class Exchange(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class HotRoute:
-    """`name` labels metrics; `refuse` makes the answer of a problem."""
+    """`name` labels metrics; `refuse` makes the answer of a problem. `read_at`: where a GET of the same path is
+    answered, for routers that can't tell methods apart (an Ingress)."""
 
     name: str
     handle: Callable[[Exchange], Awaitable[Answer]]
     refuse: Callable[[Problem, CoffeeRtError], Answer] = lambda problem, _error: problem_answer(
         problem
     )
+    read_at: bytes = b""
 
 
 class HotApp:
@@ -72,6 +74,10 @@ class HotApp:
             answer = await self.respond(route, request)
             if answer is not None:
                 await answer.send(send)
+        elif route.read_at and scope["method"] in ("GET", "HEAD"):
+            query = scope["query_string"]
+            place = route.read_at + (b"?" + query if query else b"")
+            await Answer(307, b"", [(b"location", place)]).send(send)
         else:
             answer = problem_answer(Problem(405, "method-not-allowed", "Only POST is taken here."))
             answer.headers.append((b"allow", b"POST"))

@@ -24,6 +24,8 @@ from coffee_rt.runtime import tracing
 
 ORDERS_PATH = "/api/v1/orders"
 BATCH_PATH = "/api/v1/orders/batch"
+RECENT_PATH = "/api/v1/orders/recent"
+"""query_api's list of orders under a path of its own."""
 
 _SINGLE_TYPES = {b"application/json": "object"}
 _BATCH_TYPES = {

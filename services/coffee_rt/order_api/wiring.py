@@ -30,7 +30,7 @@ from coffee_rt.order_api.hot import HotApp, HotRoute, flush_tally
 from coffee_rt.order_api.metrics import Tally
 from coffee_rt.order_api.placing import OrderPlacer
 from coffee_rt.order_api.rate import RateLimiter, StorageAway
-from coffee_rt.order_api.routes import BATCH_PATH, ORDERS_PATH, OrderRoutes
+from coffee_rt.order_api.routes import BATCH_PATH, ORDERS_PATH, RECENT_PATH, OrderRoutes
 from coffee_rt.order_api.settings import OrderApiSettings
 from coffee_rt.redis_nodes.nodes import RedisNodes
 from coffee_rt.runtime.breaker import CircuitBreaker, backoff_seconds
@@ -201,7 +201,7 @@ def assemble(
     orders = OrderRoutes(settings, placer, batches, acks, tally)
     lenient = Intake(settings.currency_decimals, catalogue, is_utc_assumed=True)
     routes = CompatRoutes(settings, placer, lenient, acks, tally).routes()
-    routes[ORDERS_PATH] = HotRoute("order", orders.post_order)
+    routes[ORDERS_PATH] = HotRoute("order", orders.post_order, read_at=RECENT_PATH.encode())
     routes[BATCH_PATH] = HotRoute("batch", orders.post_batch)
     return HotApp(build_app(lifecycle.health), gate, routes, tally)
 

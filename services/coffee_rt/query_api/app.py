@@ -90,6 +90,14 @@ def _routes(service: QueryService) -> list[tuple[str, str, Access, Handler, list
             ["limit", "before", "store"],
         ),
         (
+            # Where order_api points a GET of /api/v1/orders that an Ingress gave to it.
+            "/api/v1/orders/recent",
+            "recent_orders",
+            Access.READ,
+            lambda request, tenant: service.recent_orders(tenant, _query(request)),
+            ["limit", "before", "store"],
+        ),
+        (
             "/api/v1/orders/{order_id}",
             "order",
             Access.READ,
@@ -119,6 +127,7 @@ DESCRIPTIONS = {
     "view_top": "The N best values of a dimension over a span.",
     "top": "The same, from the cheapest view that has it; by default the 5 best drinks of 30 days.",
     "orders": "Newest orders first.",
+    "recent_orders": "The same, under a path of its own.",
     "order": "One order, found from the moment of its 202 on.",
     "dead_letters": "Records that could not be stored, newest first.",
     "dashboard": "The published dashboard object.",
