@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from bare_cluster import api, control_plane, node, places, remains
-from bare_cluster.addons import apply_addons, apply_gateway_crds, wait_for_addons
-from bare_cluster.build import Products, build
+from bare_cluster.bring_up import ensure_cluster, start_node
+from bare_cluster.build import build
 from bare_cluster.cache import only_one
-from bare_cluster.certificates import ensure_certificates
-from bare_cluster.cgroups import ensure_cgroup
-from bare_cluster.daemons import log_of, running_id
+from bare_cluster.daemons import running_id
 from bare_cluster.machine import check_machine, ensure_packages
-from bare_cluster.network import ensure_network, set_cable
+from bare_cluster.network import is_member
 from bare_cluster.places import ADMIN_KUBECONFIG, CONTROL, NODES, Node
-from bare_cluster.steps import ClusterProblem, last_lines, say, step, wait_until
-
-_NODE_READY_SECONDS_MAX = 60.0
+from bare_cluster.steps import ClusterProblem, say, step
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs one command; 0 when it did what it says."""
     options = _parser().parse_args(arguments)
+    # Ending by an exception, so that a program we wait for (a compiler) does not go on alone.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         return int(options.act(options) or 0)
     except ClusterProblem as problem:
@@ -43,63 +42,11 @@ def _build(_: argparse.Namespace) -> None:
 
 def _up(options: argparse.Namespace) -> None:
     check_machine()
-    nodes = NODES[: options.nodes]
     with step("up"), only_one("up"):
         ensure_packages()
-        products = build()
-        with step("certificates and network"):
-            for folder in (places.RUN, places.DATA):
-                folder.mkdir(parents=True, exist_ok=True)
-                folder.chmod(0o700)
-            ensure_certificates()
-            ensure_network(nodes)
-            for machine in (CONTROL, *nodes):
-                ensure_cgroup(machine)
-        _start(nodes, products)
-        with step("names, volumes, ways in, measures"):
-            apply_addons(products.references)
-            wait_for_addons()
+        ensure_cluster(NODES[: options.nodes], build())
     say(f"export KUBECONFIG={ADMIN_KUBECONFIG}")
     say(f"Ingress and Gateway answer at http://{NODES[0].address}/ (by the Host of the request).")
-
-
-def _start(nodes: Sequence[Node], products: Products) -> None:
-    """The control plane and all nodes side by side: each waits for disks and processes of its own."""
-    kubernetes = products.programs["kubernetes"]
-    with ThreadPoolExecutor() as threads:
-        control = threads.submit(control_plane.ensure_control_plane, kubernetes)
-        runtimes = [threads.submit(_ensure_runtime, one, products) for one in nodes]
-        control.result()
-        crds = threads.submit(apply_gateway_crds, products.gateway_crds)
-        for runtime in runtimes:
-            runtime.result()
-        with step("nodes ready"):
-            for one in nodes:
-                node.ensure_kubelet(one, kubernetes)
-            _wait_until_ready(nodes)
-        crds.result()
-
-
-def _ensure_runtime(one: Node, products: Products) -> None:
-    with step(f"containerd and the cluster's images on {one.name}"):
-        node.ensure_containerd(one, products.references["pause"])
-        if not node.has_images(one, list(products.references.values())):
-            node.import_archives(one, [products.images])
-
-
-def _wait_until_ready(nodes: Sequence[Node]) -> None:
-    def all_ready() -> bool:
-        for one in nodes:
-            node.check_node(one)
-        conditions = api.node_conditions()
-        return all(conditions.get(one.name, False) for one in nodes)
-
-    wait_until(
-        all_ready,
-        "All nodes being Ready",
-        _NODE_READY_SECONDS_MAX,
-        lambda: "\n".join(last_lines(log_of(one, "kubelet")) for one in nodes),
-    )
 
 
 def _down(_: argparse.Namespace) -> None:
@@ -112,12 +59,18 @@ def _status(_: argparse.Namespace) -> int:
     machines = [(CONTROL, control_plane.DAEMONS), *((one, node.DAEMONS) for one in NODES)]
     conditions = api.node_conditions()
     for machine, daemons in machines:
+        if not is_member(machine):
+            continue
         states = [
             f"{name} {'runs' if running_id(machine, name) else 'does not run'}" for name in daemons
         ]
-        ready = {True: " (Ready)", False: " (not Ready)"}.get(conditions.get(machine.name), "")  # type: ignore[arg-type]
-        sys.stdout.write(f"{machine.name:8} {machine.address:13} {', '.join(states)}{ready}\n")
-    return 0 if conditions and all(conditions.values()) else 1
+        if machine.name in conditions:
+            states.append("Ready" if conditions[machine.name] else "not Ready")
+        sys.stdout.write(f"{machine.name:8} {machine.address:12} {', '.join(states)}\n")
+    if not conditions:
+        say("No cluster is up.")
+        return 1
+    return 0 if all(conditions.values()) else 1
 
 
 def _load(options: argparse.Namespace) -> None:
@@ -133,18 +86,14 @@ def _load(options: argparse.Namespace) -> None:
 def _node(options: argparse.Namespace) -> None:
     check_machine()
     one = next(one for one in NODES if one.name == options.name)
-    if not one.namespace.is_mount():
+    if not is_member(one):
         raise ClusterProblem(f"{one.name} is not part of the cluster. Try: cluster up --nodes 2")
     if options.action == "stop":
         with step(f"stopped {one.name}"), only_one("up"):
             node.stop_node(one, cut=options.cut)
         return
     with step(f"started {one.name}"), only_one("up"):
-        products = build()
-        set_cable(one, is_plugged=True)
-        _ensure_runtime(one, products)
-        node.ensure_kubelet(one, products.programs["kubernetes"])
-        _wait_until_ready([one])
+        start_node(one, build())
 
 
 def _kubeconfig(_: argparse.Namespace) -> None:

@@ -204,6 +204,7 @@ def controllers_flags() -> dict[str, str]:
         "use-service-account-credentials": "true",
         "cluster-cidr": places.POD_RANGE,
         "allocate-node-cidrs": "false",
+        "flex-volume-plugin-dir": str(places.CONTROL.data / "volume-plugins"),
         "node-monitor-grace-period": "20s",
         "node-monitor-period": "2s",
         "horizontal-pod-autoscaler-sync-period": "5s",

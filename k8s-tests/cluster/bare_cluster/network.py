@@ -31,7 +31,7 @@ def ensure_network(nodes: Sequence[Node]) -> None:
         run("ip", "address", "add", f"{HOST_ADDRESS}/{NETWORK_BITS}", "dev", BRIDGE)
         run("ip", "link", "set", BRIDGE, "up")
     for machine in (CONTROL, *nodes):
-        if not machine.namespace.is_mount():
+        if not is_member(machine):
             _make_machine(machine)
         _route_to_pods(machine, [node for node in nodes if node != machine])
     for node in nodes:
@@ -46,7 +46,7 @@ def set_cable(node: Node, is_plugged: bool) -> None:
 def remove_network() -> None:
     """Removes what `ensure_network` made, whatever there is of it. Pods' namespaces are gone by now."""
     for machine in (CONTROL, *NODES):
-        if machine.namespace.is_mount():
+        if is_member(machine):
             run("umount", machine.namespace)
         machine.namespace.unlink(missing_ok=True)
         if _link_exists(
@@ -109,13 +109,18 @@ def _link_exists(name: str) -> bool:
     return Path("/sys/class/net", name).exists()
 
 
+def is_member(machine: Machine) -> bool:
+    """Whether the machine has been made: its network namespace is mounted on its file."""
+    return str(machine.namespace) in _mount_points()
+
+
 def leftovers() -> list[str]:
     """What of the network is still there, in words; empty after `remove_network`."""
     names = (BRIDGE, *(machine.link for machine in (CONTROL, *NODES)))
     links = [name for name in names if _link_exists(name)]
-    mounts = [
-        line.split()[4]
-        for line in Path("/proc/self/mountinfo").read_text().splitlines()
-        if line.split()[4].startswith(str(RUN))
-    ]
-    return [*(f"link {name}" for name in links), *(f"mount {path}" for path in mounts)]
+    mounts = [point for point in _mount_points() if point.startswith(f"{RUN}/")]
+    return [*(f"link {name}" for name in links), *(f"mount {point}" for point in mounts)]
+
+
+def _mount_points() -> list[str]:
+    return [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]

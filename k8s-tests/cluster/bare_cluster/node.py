@@ -38,16 +38,22 @@ _OWN_FOLDERS = {
 _MADE_FOLDERS = RUN / "made-folders"
 """Which of these paths the host did not have: they were made to mount over, and go at `down`."""
 
-# $1... are pairs of what is mounted and where; then comes the command. The kernel's parameters become
-# read-only: a kubelet sets some for itself, and these belong to the whole host.
+_KERNEL_PARAMETERS = {
+    "/proc/sys/vm/overcommit_memory": "1",
+    "/proc/sys/vm/panic_on_oom": "0",
+    "/proc/sys/kernel/panic": "10",
+    "/proc/sys/kernel/panic_on_oops": "1",
+    "/proc/sys/kernel/keys/root_maxkeys": "1000000",
+    "/proc/sys/kernel/keys/root_maxbytes": "25000000",
+}
+"""What a kubelet sets, or ends when it can't. They are the whole host's (one restarts the machine after a
+kernel error), so the node sees files with these values in their place, and finds nothing to set."""
+
+# Pairs of what is mounted and where, then the command.
 _START_IN_OWN_MOUNTS = """
 set -e
 while [ "$1" != -- ]; do mount --bind "$1" "$2"; shift 2; done
 shift
-for folder in /proc/sys/kernel /proc/sys/vm; do
-    mount --bind $folder $folder
-    mount -o remount,bind,ro $folder
-done
 exec "$@"
 """
 
@@ -63,6 +69,9 @@ def ensure_containerd(node: Node, pause_image: str) -> None:
             source.mkdir(parents=True, exist_ok=True)
             _ensure_mount_point(Path(target))
             pairs += [source, target]
+        for parameter, value in _KERNEL_PARAMETERS.items():
+            seen = _write(node.run / "kernel" / Path(parameter).name, f"{value}\n")
+            pairs += [seen, parameter]
         cni = node.run / "cni"
         _write(cni / "10-pods.conflist", configs.cni_config(node))
         config = _write(node.run / "containerd.toml", configs.containerd_config(pause_image, cni))
