@@ -285,4 +285,6 @@ def _mapped() -> Iterator[None]:
 
 
 def _reason(error: httpx2.HTTPError) -> str:
-    return f"Kubernetes: {error or type(error).__name__}"
+    # Only the sentence: httpx adds where to read about the status.
+    sentence = str(error).partition("\n")[0]
+    return f"Kubernetes: {sentence or type(error).__name__}"

@@ -29,7 +29,7 @@ async def main(process: Lifecycle, settings: OperatorSettings) -> None:
     quiet_framework_logs()
     async with wired(settings, process) as operator:
         serving = process.spawn(serve_http(health_app(process.health), settings, process), "http")
-        # kopf's end takes every younger task with it, so what outlives it is started before.
+        # Who can't be probed does not lead.
         await process.wait_listening()
         leader = Leader(
             leases=operator.leases,
@@ -57,6 +57,14 @@ async def work(operator: Operator, process: Lifecycle) -> None:
 
 async def watch(operator: Operator, process: Lifecycle) -> None:
     """kopf, again and again: it gives up when the API server is away for long."""
+    try:
+        await _watch_always(operator, process)
+    finally:
+        # Who stands by watches nothing, and is ready all the same.
+        process.health.forget("kubernetes")
+
+
+async def _watch_always(operator: Operator, process: Lifecycle) -> None:
     registry = make_registry(REGISTRARS)
     attempt = 0
     while True:
