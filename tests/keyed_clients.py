@@ -81,6 +81,6 @@ async def _read_surely(reader: RedisReader, shard: int) -> list[Delivery]:
     async with asyncio.timeout(10):
         while True:
             try:
-                return await reader.read(shard, 500, 0.01)
+                return await reader.read(shard, 500, 0)
             except Retryable:
                 await asyncio.sleep(0.01)

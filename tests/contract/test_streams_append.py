@@ -23,7 +23,7 @@ async def read_all(bed: Bed, shard: int, group: str = "audit") -> list[Delivery]
     await bed.keeper().ensure_group(group)
     reader = bed.reader(group, "auditor")
     entries: list[Delivery] = []
-    while page := await reader.read(shard, 100, 0.01):
+    while page := await reader.read(shard, 100, 0):
         entries += page
         await reader.acknowledge(shard, page)
     return entries

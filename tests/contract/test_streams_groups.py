@@ -22,7 +22,7 @@ async def append_entries(producer: GroupProducer, count: int, shard: int = 0) ->
 
 
 async def read_some(reader: GroupReader, entries_max: int = 100) -> list[Delivery]:
-    return await reader.read(0, entries_max, 0.01)
+    return await reader.read(0, entries_max, 0)
 
 
 def metric(name: str, shard: int = 0) -> float:

@@ -261,9 +261,11 @@ async def test_duplicates_write_too_so_that_wait_covers_them(
         bed, behind = RedisBed(own_valkey.url, "n"), RedisBed(replica.url, "n")
         source = urlsplit(own_valkey.url)
         await behind.command("CONFIG", "SET", "masterauth", source.password or "")
+        # Else the server waits five seconds for other replicas to copy to.
+        await bed.command("CONFIG", "SET", "repl-diskless-sync-delay", 0)
         await behind.command("REPLICAOF", source.hostname or "", source.port or 0)
         await _wait_replica(bed)
-        limits = ProducerLimits(replicas_min=1, replicas_wait_seconds_max=0.3)
+        limits = ProducerLimits(replicas_min=1, replicas_wait_seconds_max=1.0)
         producer = bed.producer(limits)
         append = an_append(producer, key=b"K", body=b"b")
         assert (await producer.append(0, append)).outcome is Outcome.NEW

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from coffee_rt.redis_nodes.nodes import Node, node_of
+from coffee_rt.redis_nodes.connections import Node
+from coffee_rt.redis_nodes.nodes import node_of
 from coffee_rt.runtime.redis_address import parse_redis_address
 from coffee_rt.runtime.settings import (
     ProcessSettings,
