@@ -73,8 +73,9 @@ class Processes:
         self._running: list[subprocess.Popen[bytes]] = []
 
     @property
-    def user(self) -> dict[str, int]:
-        return {"user": NOBODY, "group": NOBODY} if os.geteuid() == 0 else {}
+    def user(self) -> int | None:
+        """Who runs them: us, or when we are root nobody."""
+        return NOBODY if os.geteuid() == 0 else None
 
     def make_folder(self, name: str) -> Path:
         """A folder that the processes own."""
@@ -97,7 +98,8 @@ class Processes:
             text=True,
             timeout=120,
             check=False,
-            **self.user,
+            user=self.user,
+            group=self.user,
         )
 
     def start(
@@ -110,7 +112,8 @@ class Processes:
                 cwd="/",
                 stdout=out,
                 stderr=out,
-                **self.user,
+                user=self.user,
+                group=self.user,
             )
         self._running.append(started)
         return started
@@ -260,16 +263,26 @@ class ValkeyPods:
         }
 
     def start(self, pod: int) -> None:
-        """Both containers of a pod."""
-        helper = {"sentinel": "valkey-sentinel.sh", "cluster": "valkey-tend.sh"}[self.mode]
+        """All containers of a pod."""
         self.servers[pod] = self._start(pod, "valkey-start.sh")
-        self.helpers[pod] = self._start(pod, helper)
+        if helper := {"sentinel": "valkey-sentinel.sh", "cluster": "valkey-tend.sh"}.get(self.mode):
+            self.helpers[pod] = self._start(pod, helper)
 
     def kill(self, pod: int) -> None:
-        """Both containers at once, as a lost node does."""
-        for process in (self.servers.pop(pod), self.helpers.pop(pod)):
-            process.kill()
-            process.wait(timeout=30)
+        """All containers at once, as a lost node does."""
+        for process in (self.servers.pop(pod, None), self.helpers.pop(pod, None)):
+            if process is not None:
+                process.kill()
+                process.wait(timeout=30)
+
+    def switch_mode(self, mode: str) -> None:
+        """The chart with another valkey.mode, for the pods' next start."""
+        self.mode = mode
+        objects = render(f"valkey.mode={mode}")
+        text = find(objects, "ConfigMap", "coffee-rt-valkey")["data"]["valkey.conf"]
+        (self.config / "valkey.conf").write_text(text)
+        spec = find(objects, "StatefulSet", "coffee-rt-valkey")["spec"]["template"]["spec"]
+        self._given = {i["name"]: i["value"] for i in spec["containers"][0]["env"] if "value" in i}
 
     def lose_volume(self, pod: int) -> None:
         shutil.rmtree(self.volume(pod))

@@ -263,6 +263,38 @@ def test_a_stopping_primary_hands_over_with_everything(sentinels: ValkeyPods) ->
     wait_until("it takes orders", 10, lambda: sentinels.ask(now, "SET", "k", "2") == "OK")
 
 
+def test_a_bundled_server_becomes_the_first_primary_of_sentinel_mode(processes: Processes) -> None:
+    pods = ValkeyPods(processes, "bundled", 3)
+    pods.start(0)
+    wait_ready(pods)
+    assert pods.ask(0, "SET", "k", "1") == "OK"
+    pods.kill(0)
+    pods.switch_mode("sentinel")
+    assert start_three(pods) == 0
+    assert [pods.ask(pod, "GET", "k") for pod in (0, 1, 2)] == ["1", "1", "1"]
+
+
+def test_a_copy_of_the_log_is_taken_while_it_runs_and_put_back(processes: Processes) -> None:
+    pods = ValkeyPods(processes, "bundled", 1)
+    pods.start(0)
+    wait_ready(pods)
+    assert pods.ask(0, "SET", "k", "1") == "OK"
+    copy = processes.make_folder("copy") / "log.tar"
+    script = pods.config / "valkey-backup.sh"
+    backup = processes.run("sh", "-c", f"sh {script} >{copy}", environ=pods.environ(0))
+    assert backup.returncode == 0, backup.stderr
+    assert pods.ask(0, "CONFIG", "GET", "auto-aof-rewrite-percentage").split()[1] == "100"
+    assert pods.ask(0, "SET", "k", "2") == "OK"
+    script = pods.config / "valkey-restore.sh"
+    restore = processes.run("sh", "-c", f"sh {script} <{copy}", environ=pods.environ(0))
+    assert restore.returncode == 0, restore.stdout + restore.stderr
+    pods.kill(0)
+    pods.start(0)
+    wait_ready(pods)
+    assert pods.ask(0, "GET", "k") == "1"
+    assert len(list(pods.volume(0).glob("appendonlydir.before-*"))) == 1
+
+
 @pytest.fixture
 def cluster(processes: Processes) -> ValkeyPods:
     return ValkeyPods(processes, "cluster", 6, "valkey.cluster.nodeTimeoutSeconds=2")

@@ -32,17 +32,13 @@ What others use (all take the root context):
 {{- index $values $cache -}}
 {{- end }}
 
-{{/* (root, component): name of a store's objects. */}}
-{{- define "coffee-rt.stores.name" -}}
-{{ include "coffee-rt.fullname" .root }}-{{ .component }}
-{{- end }}
-
 {{- define "coffee-rt.valkey.name" -}}
 {{ include "coffee-rt.fullname" . }}-valkey
 {{- end }}
 
+{{/* CloudNativePG takes names of 50 characters at most. */}}
 {{- define "coffee-rt.postgresql.name" -}}
-{{ include "coffee-rt.fullname" . }}-postgresql
+{{ printf "%s-postgresql" (include "coffee-rt.fullname" .) | trunc 50 }}
 {{- end }}
 
 {{/* Domain of the Valkey pods' own names: stable where their addresses are not. */}}

@@ -94,7 +94,21 @@ teach_sentinel() {
     echo "masterauth $password"
 } >"$conf"
 
+# What valkey-restore.sh has unpacked takes its place; what was there stays beside it.
+adopt_restored() {
+    [ -d "$DATA_DIR/restore/appendonlydir" ] || return 0
+    if has_data; then
+        mv "$DATA_DIR/appendonlydir" "$DATA_DIR/appendonlydir.before-$(date -u +%Y%m%dT%H%M%SZ)"
+    fi
+    mv "$DATA_DIR/restore/appendonlydir" "$DATA_DIR/appendonlydir"
+    rmdir "$DATA_DIR/restore"
+    say "starting from the restored copy"
+}
+
 case $MODE in
+bundled)
+    adopt_restored
+    ;;
 sentinel)
     find_primary
     teach_sentinel
