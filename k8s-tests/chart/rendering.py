@@ -88,7 +88,7 @@ class Chart:
         command += ["--kube-version", KUBERNETES_FLOOR]
         command += [f"--values={CHART / 'ci' / file}" for file in files]
         command += [f"--api-versions={api}" for api in apis]
-        output = self._run([*command, "--values=-"], values)
+        output = self.run([*command, "--values=-"], values)
         return Rendered([each for each in yaml.safe_load_all(output) if each])
 
     def refusal(self, values: Mapping[str, Any], *files: str, name: str = "shop") -> str:
@@ -101,9 +101,10 @@ class Chart:
 
     def lint(self, *files: str) -> str:
         command = [self.helm, "lint", str(CHART), "--strict", "--kube-version", KUBERNETES_FLOOR]
-        return self._run([*command, *(f"--values={CHART / 'ci' / file}" for file in files)])
+        return self.run([*command, *(f"--values={CHART / 'ci' / file}" for file in files)])
 
-    def _run(self, command: Sequence[str], values: Mapping[str, Any] | None = None) -> str:
+    def run(self, command: Sequence[str], values: Mapping[str, Any] | None = None) -> str:
+        """The output of a helm command; `values` are its standard input. Raises Refused."""
         done = subprocess.run(
             command,
             input=json.dumps(dict(values or {})),
