@@ -64,8 +64,9 @@ def settings_class(key: str) -> type[ProcessSettings]:
     package = PROCESSES[key]
     module = import_module(f"coffee_rt.{package}.settings")
     for value in vars(module).values():
-        is_settings = isinstance(value, type) and issubclass(value, ProcessSettings)
-        if is_settings and value.process.replace("-", "_") == package:
+        if not isinstance(value, type) or not issubclass(value, ProcessSettings):
+            continue
+        if value.process.replace("-", "_") == package:
             return value
     raise LookupError(f"{package} has no settings class")
 
@@ -106,7 +107,8 @@ def _definition(cls: Any, place: str, *, is_own: bool) -> dict[str, Any]:
 
 def _property(found: dict[str, Any]) -> dict[str, Any]:
     """A pydantic property as the chart checks it; an empty text leaves an optional setting unset."""
-    kind = next((each for each in found.get("anyOf", []) if each.get("type") != "null"), {})
+    kinds: list[dict[str, Any]] = found.get("anyOf", [])
+    kind = next((each for each in kinds if each.get("type") != "null"), {})
     kept = {key: value for key, value in {**found, **kind}.items() if key not in _NOT_SCHEMA}
     kept.pop("anyOf", None)
     help_text = re.sub(r"\s+", " ", found.get("description", ""))

@@ -362,9 +362,8 @@ spec:
 
 {{/* (root, component, values, scale): an HPA on CPU, and on `scale` where the backend is prometheus-adapter.
 
-minReplicas is the same at each render: Helm changes only what differs between two of its manifests, so a floor that
-the operator has raised meanwhile stays. */}}
-{{- define "coffee-rt.autoscaler" -}}
+An upgrade writes minReplicas again over a floor that the operator has raised; the operator's next look is seconds later, and
+the slow way down (behavior) covers the moment between. */}}{{- define "coffee-rt.autoscaler" -}}
 {{- with .values.autoscaling }}
 {{- if .enabled }}
 apiVersion: autoscaling/v2
