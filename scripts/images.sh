@@ -4,7 +4,7 @@
 # find_engine                           sets `engine`, installs buildah on a Debian without any (as root)
 # ensure_base [REFERENCE|built]         sets `base_image` and `base_build_image`: given, the Dockerfile's, or made here
 # build_image NAME CONTEXT ARGUMENTS... builds, with certificates and indexes of this machine as build secrets
-# save_image NAME FILE                  writes an archive that containerd and kind import
+# save_image NAME FILE                  writes an archive that containerd and kind import, unless FILE is that already
 #
 # Everything kept between builds is in the engine's own storage and in $image_cache.
 
@@ -212,14 +212,19 @@ build_image() {
 }
 
 save_image() {
-    local name=$1 file=$2
+    local name=$1 file=$2 content
+    content="$name $(image_id "$name")"
+    if [[ -f $file && "$(cat "$file.content" 2>/dev/null)" == "$content" ]]; then
+        return
+    fi
     mkdir -p "$(dirname "$file")"
-    rm -f "$file"
+    rm -f "$file" "$file.content"
     case $engine in
     docker) docker save --output "$file" "$name" ;;
     podman) podman save --quiet --format oci-archive --output "$file" "$name" ;;
     buildah) buildah push --quiet "$name" "oci-archive:$file:$name" ;;
-    esac
+    esac || return
+    printf '%s\n' "$content" >"$file.content"
 }
 
 # The first digits of what names its content.

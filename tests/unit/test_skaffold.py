@@ -31,6 +31,7 @@ FORWARDS: list[dict[str, Any]] = [
 PATCHES: list[dict[str, Any]] = [
     patch for profile in PROFILES for patch in profile.get("patches", ())
 ]
+VALUES_FILES: list[str] = [*RELEASE["valuesFiles"], *(patch["value"] for patch in PATCHES)]
 
 
 @cache
@@ -48,10 +49,15 @@ def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+def values_of(name: str) -> dict[str, Any]:
+    values: dict[str, Any] = yaml.safe_load((ROOT / name).read_text())
+    return values
+
+
 def dev_values() -> dict[str, Any]:
     values = chart_values()
     for name in RELEASE["valuesFiles"]:
-        values = merged(values, yaml.safe_load((ROOT / name).read_text()))
+        values = merged(values, values_of(name))
     return values
 
 
@@ -86,7 +92,7 @@ def test_there_are_the_profiles_that_the_documentation_names() -> None:
     assert names <= set(re.findall(r"--profile (\w+)", text))
 
 
-@pytest.mark.parametrize("name", [RELEASE["chartPath"], *RELEASE["valuesFiles"]])
+@pytest.mark.parametrize("name", [RELEASE["chartPath"], *VALUES_FILES])
 def test_paths_of_the_release_exist(name: str) -> None:
     assert (ROOT / name).exists()
 
@@ -105,7 +111,7 @@ def test_a_custom_build_runs_a_script_with_a_stage_that_exists() -> None:
         usage = (ROOT / words[0]).read_text()
         assert words[words.index("--target") + 1] in stages()
         assert all(word in usage for word in words if word.startswith("--"))
-        assert (ROOT / one["dependencies"]["dockerfile"]["path"]).is_file()
+        assert [path for path in one["dependencies"]["paths"] if not any(ROOT.glob(path))] == []
 
 
 def test_each_build_makes_the_one_image_whose_name_the_chart_is_given() -> None:
@@ -139,17 +145,9 @@ def test_scripts_that_hooks_run_exist() -> None:
     assert [word for word in found if not (ROOT / word).is_file()] == []
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        *(
-            pytest.param(yaml.safe_load((ROOT / name).read_text()), id=name)
-            for name in RELEASE["valuesFiles"]
-        ),
-        *(pytest.param(patch["value"], id=patch["path"]) for patch in PATCHES),
-    ],
-)
-def test_values_are_keys_of_the_chart_and_fit_its_schema(values: dict[str, Any]) -> None:
+@pytest.mark.parametrize("name", VALUES_FILES)
+def test_values_are_keys_of_the_chart_and_fit_its_schema(name: str) -> None:
+    values = values_of(name)
     schema = json.loads((CHART / "values.schema.json").read_text())
     known = set(key_paths(chart_values()))
     # Tables that are empty in values.yaml take any key that the schema allows.
@@ -167,8 +165,10 @@ def test_templated_values_are_keys_of_the_chart() -> None:
     assert set(RELEASE["setValueTemplates"]) <= set(key_paths(chart_values()))
 
 
-def test_patches_add_overrides_of_the_one_release() -> None:
-    assert {patch["path"] for patch in PATCHES} == {"/manifests/helm/releases/0/overrides"}
+def test_patches_add_values_files_to_the_one_release() -> None:
+    assert {(patch["op"], patch["path"]) for patch in PATCHES} == {
+        ("add", "/manifests/helm/releases/0/valuesFiles/-")
+    }
     assert len(CONFIG["manifests"]["helm"]["releases"]) == 1
 
 
@@ -182,9 +182,9 @@ def test_forwarded_ports_are_ports_of_the_chart(forward: dict[str, Any]) -> None
         assert f"port: {forward['port']}," in (folder / "service.yaml").read_text()
         return
     assert (folder / "deployment.yaml").is_file()
-    [patch] = [one for one in PATCHES if "DEBUGPY_PORT" in json.dumps(one)]
+    [debug] = [name for name in VALUES_FILES if "DEBUGPY_PORT" in (ROOT / name).read_text()]
     section = re.sub(r"-(\w)", lambda found: found[1].upper(), component)
-    assert patch["value"][section]["extraEnv"] == [
+    assert values_of(debug)[section]["extraEnv"] == [
         {"name": "DEBUGPY_PORT", "value": str(forward["port"])}
     ]
 
