@@ -18,6 +18,7 @@ from coffee_rt.store.view_repair import PostgresViewRepairer
 from coffee_rt.store.view_tables import (
     CATALOGUE_LOCK,
     LiveView,
+    decode_definition,
     encode_definition,
     load_catalogue,
     read_generation,
@@ -131,6 +132,41 @@ async def test_a_view_that_needs_newer_workers_waits_for_them(
             await catalogue.ensure_views([a_view()])
         await pool.execute("UPDATE heartbeats SET beat_at = now() - interval '1 hour'")
         assert await catalogue.ensure_views([a_view()]) == ["sales_1"]
+
+
+async def test_the_release_before_and_this_one_read_each_others_views(database_url: str) -> None:
+    async with a_pool(database_url) as pool:
+        catalogue = PostgresViewCatalogue(pool)
+        # As the release before writes its catalogue.
+        await pool.execute(
+            """
+            INSERT INTO view_catalogue (internal, name, definition, generation, feature_level,
+                                        is_current, backfilled_to)
+            VALUES ('old_1', 'old', $1, 1, 1, true, NULL)
+            """,
+            encode_definition(a_view("old")),
+        )
+        await catalogue.ensure_views([a_view(filter={"drink": "tea"})], "object:shop/sales")
+        owners = {state.internal: state.owner for state in await catalogue.views()}
+        assert owners == {"old_1": "file", "sales_1": "object:shop/sales"}
+        # What it reads knows nothing of filters, and says that older workers must stop.
+        row = await pool.fetchrow(
+            "SELECT definition::text, feature_level FROM view_catalogue WHERE name = 'sales'"
+        )
+        assert decode_definition(row["definition"]) == a_view()
+        assert row["feature_level"] == 2
+
+
+async def test_a_definition_of_a_newer_release_is_refused_by_its_level(database_url: str) -> None:
+    async with a_pool(database_url) as pool:
+        await PostgresViewCatalogue(pool).ensure_views([a_view()])
+        await pool.execute(
+            """UPDATE view_catalogue SET feature_level = 99,
+            definition = '{"name": "sales", "bucket": "century"}'"""
+        )
+        async with pool.connection() as connection:
+            catalogue = await load_catalogue(connection)
+        assert [view.definition.name for view in catalogue.views_too_new] == ["sales"]
 
 
 async def flow(pool: Pool, orders: list[Order]) -> None:

@@ -17,7 +17,7 @@ from coffee_rt.operator.metric_view_plan import (
     read_definition,
     view_name,
 )
-from coffee_rt.store.contract import FILE_OWNER, NO_OWNER, ViewState
+from coffee_rt.store.contract import FILE_OWNER, NO_OWNER, VIEWS_MAX, ViewState
 from tests.builders import a_view
 from tests.operator_bed import OperatorBed
 from tests.view_writing import some_orders
@@ -217,6 +217,16 @@ async def test_an_invalid_spec_says_where(bed: OperatorBed) -> None:
     assert bed.condition(PLURAL, "sales") == ("False", "Invalid")
     assert "/dimensions/0" in bed.status(PLURAL, "sales")["conditions"][0]["message"]
     assert await bed.catalogue.views() == []
+
+
+async def test_no_more_views_are_made_than_may_be(bed: OperatorBed) -> None:
+    await bed.catalogue.ensure_views([a_view(f"view_{number}") for number in range(VIEWS_MAX)])
+    bed.cluster.put(PLURAL, "sales", a_spec())
+    assert not await bed.operator().metric_views.turn()
+    assert bed.condition(PLURAL, "sales") == ("False", "TooManyViews")
+    await bed.catalogue.drop_view("view_0")
+    await bed.operator().metric_views.turn()
+    assert bed.condition(PLURAL, "sales") == ("False", "Filling")
 
 
 @pytest.mark.parametrize("policy", ["Keep", "Drop"])

@@ -16,7 +16,7 @@ from coffee_rt.domain.view_documents import parse_view
 from coffee_rt.domain.views import ViewDefinition
 from coffee_rt.errors import Rejected
 from coffee_rt.operator.object_status import Condition, eta_seconds, instant_text, percent_of
-from coffee_rt.store.contract import FILE_OWNER, ViewState
+from coffee_rt.store.contract import FILE_OWNER, VIEWS_MAX, ViewState
 from coffee_rt.store.view_changes import may_adopt
 
 STALLED_SECONDS = 60.0
@@ -27,6 +27,7 @@ class Step(Enum):
     """What is to be done about a MetricView."""
 
     CONFLICT = "conflict"
+    FULL = "full"
     ENSURE = "ensure"
     NOTHING = "nothing"
 
@@ -117,7 +118,7 @@ def plan_view(
     """What to do, by the views there are (replacements before the views they replace)."""
     newest = _newest(definition.name, states)
     if newest is None:
-        return Step.ENSURE
+        return Step.FULL if _names(states) >= VIEWS_MAX else Step.ENSURE
     if newest.owner != owner:
         return Step.ENSURE if may_adopt(newest.owner, is_adopting=is_adopting) else Step.CONFLICT
     return Step.NOTHING if newest.definition == definition else Step.ENSURE
@@ -156,6 +157,9 @@ def describe(
     newest = _newest(definition.name, states)
     if newest is not None and newest.owner != owner:
         return conflict(newest)
+    if newest is None and _names(states) >= VIEWS_MAX:
+        message = f"there are {VIEWS_MAX} views, and more may not be: each costs every commit"
+        return "Waiting", [Condition("Ready", "False", "TooManyViews", message)]
     if newest is None or newest.definition != definition:
         return waiting("the view is not made yet")
     is_replacing = not newest.is_current
@@ -210,6 +214,10 @@ def conflict(state: ViewState) -> tuple[str, list[Condition]]:
     else:
         message = f"{name} belongs to {state.owner}"
     return "Conflict", [Condition("Ready", "False", "Conflict", message)]
+
+
+def _names(states: Sequence[ViewState]) -> int:
+    return len({state.definition.name for state in states})
 
 
 def _newest(name: str, states: Sequence[ViewState]) -> ViewState | None:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from coffee_rt.domain.views import ViewDefinition
 from coffee_rt.errors import Rejected, Retryable
 from coffee_rt.operator import metric_view_plan as plan
+from coffee_rt.operator import metrics
 from coffee_rt.operator.contract import Cluster, CustomObject
 from coffee_rt.operator.object_status import Condition, is_told, merge_conditions, reason_of
 from coffee_rt.operator.pipelines import PipelineChanges
@@ -77,6 +78,7 @@ class MetricViews:
         try:
             objects = await self._cluster.list_objects(PLURAL)
         except Retryable as error:
+            metrics.FAILURES.labels("kubernetes").inc()
             self._log.warning("metric views can't be read", reason=str(error))
             return False
         self._removed &= {found.ref.uid for found in objects}
@@ -103,6 +105,7 @@ class MetricViews:
             states = await self._ensure(definition, owner, bool(found.spec.get("adopt")))
             progress = await self._progress(definition, states)
         except Retryable as error:
+            metrics.FAILURES.labels("postgresql").inc()
             return *plan.waiting(str(error)), {}
         except Rejected as error:
             # It went between two looks, or this release is too old for it.

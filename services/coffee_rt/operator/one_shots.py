@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from coffee_rt.errors import Rejected, Retryable
+from coffee_rt.operator import metrics
 from coffee_rt.operator.contract import Cluster, CustomObject
 from coffee_rt.operator.object_status import Condition, instant_text, merge_conditions
 from coffee_rt.operator.pipelines import PipelineChanges
@@ -93,6 +94,7 @@ class OneShots:
         try:
             objects = await self._cluster.list_objects(self._plural)
         except Retryable as error:
+            metrics.FAILURES.labels("kubernetes").inc()
             self._log.warning("objects can't be read", kind=self._plural, reason=str(error))
             return
         for found in sorted(objects, key=lambda one: (one.created_at, one.ref.name)):
@@ -177,6 +179,7 @@ class _Work:
             await self._write("Running", {}, Condition("Complete", "False", "Running", message))
         except Retryable as error:
             # A later report says it all.
+            metrics.FAILURES.labels("kubernetes").inc()
             self._log.warning("progress is not told", object=self._ref.name, reason=str(error))
 
     async def _finish(self, phase: str, status: dict[str, Any], message: str) -> None:

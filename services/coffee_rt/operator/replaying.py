@@ -8,10 +8,11 @@ from __future__ import annotations
 from coffee_rt.errors import Rejected
 from coffee_rt.operator import replay_plan as plan
 from coffee_rt.operator.contract import CustomObject
+from coffee_rt.operator.object_status import instant_text
 from coffee_rt.operator.one_shots import End, Report
 from coffee_rt.runtime.breaker import CircuitBreaker
 from coffee_rt.runtime.clock import Clock
-from coffee_rt.store.contract import Chunk, ViewCatalogueStore, ViewRepairer
+from coffee_rt.store.contract import BadData, Chunk, ViewCatalogueStore, ViewRepairer
 
 PLURAL = "replays"
 PAUSE_SHARE = 1.0
@@ -82,5 +83,10 @@ class Replaying:
                 changed = await self._repairer.rebuild_chunk(
                     Chunk(internal, chunk.start, chunk.end)
                 )
+            except BadData as error:
+                at = instant_text(chunk.start)
+                raise Rejected(
+                    "bad-data", f"{view} can't hold the chunk of {at}: {error}"
+                ) from error
         await self._clock.sleep((self._clock.monotonic() - started_at) * PAUSE_SHARE)
         return changed

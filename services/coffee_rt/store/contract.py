@@ -22,6 +22,9 @@ EntryKey = tuple[int, int]
 FEATURE_LEVEL = 2
 """What this release can maintain. A view that names a higher level needs a newer worker. 2: filters."""
 
+VIEWS_MAX = 64
+"""Every view costs each commit a COPY and each fold a statement."""
+
 FILE_OWNER = "file"
 """Owner of the views that the aggregators' definitions make."""
 NO_OWNER = "kept"

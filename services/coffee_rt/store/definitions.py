@@ -14,10 +14,9 @@ import yaml
 from coffee_rt.domain.view_documents import parse_view
 from coffee_rt.domain.views import ViewDefinition
 from coffee_rt.errors import Rejected
+from coffee_rt.store.contract import VIEWS_MAX
 
 FILE_BYTES_MAX = 64 * 1024
-VIEWS_MAX = 64
-"""Every view costs each commit a COPY and each fold a statement."""
 
 
 def load_definitions(extra_dir: Path | None = None) -> list[ViewDefinition]:
