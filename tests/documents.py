@@ -13,6 +13,7 @@ from importlib import import_module
 from itertools import groupby
 from pathlib import Path
 
+from coffee_rt.embedded.migrate import MigrateSettings
 from coffee_rt.embedded.tables import PROCESSES, settings_class
 from coffee_rt.runtime.metrics import Metric, catalogue
 from coffee_rt.runtime.settings import (
@@ -71,6 +72,8 @@ def settings_page() -> str:
     for process in PROCESSES:
         own = [each for each in describe(settings_class(process)) if _row(each) not in shared]
         sections.append((process, own))
+    own = [each for each in describe(MigrateSettings) if _row(each) not in shared]
+    sections.append(("migrate (the command)", own))
     tables = [f"\n## {title}\n\n{_settings_table(settings)}" for title, settings in sections]
     return _SETTINGS_HEAD + "".join(tables)
 
