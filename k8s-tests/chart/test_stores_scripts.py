@@ -168,6 +168,12 @@ def primary_of(pods: ValkeyPods) -> int:
     return found[0] if len(found) == 1 else -1
 
 
+def knows_replicas(pods: ValkeyPods, pod: int) -> bool:
+    """Whether the pod's sentinel has heard of both replicas."""
+    known = pods.ask(pod, "SENTINEL", "REPLICAS", "coffee-rt", port=26379)
+    return known.splitlines().count("runid") == 2
+
+
 def start_three(pods: ValkeyPods) -> int:
     for pod in (2, 1, 0):
         pods.start(pod)
@@ -253,6 +259,10 @@ def test_a_pod_that_sees_no_majority_waits(sentinels: ValkeyPods) -> None:
 
 def test_a_stopping_primary_hands_over_with_everything(sentinels: ValkeyPods) -> None:
     start_three(sentinels)
+    # They ask the primary for its replicas every ten seconds; one they don't know can't be moved.
+    wait_until(
+        "the sentinels know all", 60, lambda: all(knows_replicas(sentinels, p) for p in (0, 1, 2))
+    )
     assert sentinels.ask(0, "SET", "k", "1") == "OK"
     left = sentinels.script(0, "valkey-leave.sh")
     assert left.returncode == 0, left.stdout + left.stderr

@@ -4,7 +4,7 @@
 set -eu
 . "${0%/*}/valkey.sh"
 read_password
-LEAVE_SECONDS=${LEAVE_SECONDS:-30}
+LEAVE_SECONDS=${LEAVE_SECONDS:-45}
 
 is_primary() {
     [ "$(ask "$SELF" "$PORT" INFO replication | field role)" = master ]
@@ -28,13 +28,17 @@ hand_over_by_sentinel() {
     return 1
 }
 
-sentinel_names_me() {
+# The primary that the other sentinels name has a replica besides this pod: so it goes on taking orders.
+is_handed_over() {
     for host in $HOSTS; do
         [ "$host" = "$SELF" ] && continue
-        named=$(ask "$host" "$SENTINEL_PORT" SENTINEL GET-MASTER-ADDR-BY-NAME "$MASTER_NAME" | sed -n 1p) || continue
-        [ -n "$named" ] && [ "$named" != "$SELF" ] && return 1
+        named=$(ask "$host" "$SENTINEL_PORT" SENTINEL GET-MASTER-ADDR-BY-NAME "$MASTER_NAME" | sed -n 1p)
+        [ -n "$named" ] || continue
+        [ "$named" != "$SELF" ] || return 1
+        ask "$named" "$PORT" INFO replication | grep '^slave[0-9]' | grep -v "ip=$SELF," | grep -q 'state=online'
+        return
     done
-    return 0
+    return 1
 }
 
 hand_over_in_cluster() {
@@ -58,7 +62,7 @@ esac
 left=$LEAVE_SECONDS
 while [ "$left" -gt 0 ]; do
     if [ "$MODE" = sentinel ]; then
-        sentinel_names_me || exit 0
+        ! is_handed_over || exit 0
     else
         is_primary || exit 0
     fi
