@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import ssl
+from datetime import datetime
 from typing import Any
 
 from bare_cluster.places import ADMIN_KUBECONFIG, API_PORT, CONTROL, KEYS, program
@@ -35,16 +36,20 @@ def is_ready() -> bool:
     return get("/readyz") == "ok"
 
 
-def node_conditions() -> dict[str, bool]:
-    """Whether each registered node is Ready."""
+def node_conditions(since: float = 0.0) -> dict[str, bool]:
+    """Whether each registered node is Ready, as it said itself after the instant `since`."""
     answer = get("/api/v1/nodes") or {"items": []}
-    return {
-        item["metadata"]["name"]: any(
-            condition["type"] == "Ready" and condition["status"] == "True"
-            for condition in item["status"].get("conditions", [])
-        )
-        for item in answer["items"]
-    }
+    return {item["metadata"]["name"]: _is_ready(item["status"], since) for item in answer["items"]}
+
+
+def _is_ready(status: dict[str, Any], since: float) -> bool:
+    return any(
+        condition["type"] == "Ready"
+        and condition["status"] == "True"
+        # Whole seconds: what is said in the second of `since` may be older.
+        and datetime.fromisoformat(condition["lastHeartbeatTime"]).timestamp() > since
+        for condition in status.get("conditions", [])
+    )
 
 
 def kubectl(*arguments: str, stdin: str | None = None, seconds_max: float = 120.0) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -44,11 +45,12 @@ def ensure_cluster(nodes: Sequence[Node], products: Products) -> None:
 
 
 def start_node(node: Node, products: Products) -> None:
-    """Starts a node that was stopped; returns when it is Ready."""
+    """Starts a node that was stopped; returns when it is Ready again."""
+    began = time.time()
     set_cable(node, is_plugged=True)
     _ensure_runtime(node, products)
     ensure_kubelet(node, products.programs["kubernetes"])
-    _wait_until_ready([node])
+    _wait_until_ready([node], since=began)
 
 
 def _ensure_kubernetes(nodes: Sequence[Node], products: Products) -> None:
@@ -75,11 +77,11 @@ def _ensure_runtime(node: Node, products: Products) -> None:
             import_archives(node, [products.images])
 
 
-def _wait_until_ready(nodes: Sequence[Node]) -> None:
+def _wait_until_ready(nodes: Sequence[Node], since: float = 0.0) -> None:
     def all_ready() -> bool:
         for node in nodes:
             check_node(node)
-        conditions = api.node_conditions()
+        conditions = api.node_conditions(since)
         return all(conditions.get(node.name, False) for node in nodes)
 
     wait_until(

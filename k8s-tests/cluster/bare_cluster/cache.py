@@ -69,15 +69,15 @@ def link_program(name: str, target: Path) -> None:
 
 
 @contextmanager
-def only_one(purpose: str) -> Iterator[None]:
-    """Waits until nobody else holds this lock; the kernel frees it when we end, however we end."""
+def only_one(what: str) -> Iterator[None]:
+    """Waits until nobody else works on it; the kernel frees the lock when we end, however we end."""
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{purpose}.lock").open("a") as lock:
+    with (folder / f"{what}.lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"Another `{purpose}` runs: waiting for it.")
+            say(f"Somebody else works on the {what}: waiting.")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -42,7 +42,7 @@ def _build(_: argparse.Namespace) -> None:
 
 def _up(options: argparse.Namespace) -> None:
     check_machine()
-    with step("up"), only_one("up"):
+    with step("up"), only_one("cluster"):
         ensure_packages()
         ensure_cluster(NODES[: options.nodes], build())
     say(f"export KUBECONFIG={ADMIN_KUBECONFIG}")
@@ -51,7 +51,7 @@ def _up(options: argparse.Namespace) -> None:
 
 def _down(_: argparse.Namespace) -> None:
     check_machine()
-    with step("down"), only_one("up"):
+    with step("down"), only_one("cluster"):
         remains.remove_all()
 
 
@@ -89,10 +89,10 @@ def _node(options: argparse.Namespace) -> None:
     if not is_member(one):
         raise ClusterProblem(f"{one.name} is not part of the cluster. Try: cluster up --nodes 2")
     if options.action == "stop":
-        with step(f"stopped {one.name}"), only_one("up"):
+        with step(f"stopped {one.name}"), only_one("cluster"):
             node.stop_node(one, cut=options.cut)
         return
-    with step(f"started {one.name}"), only_one("up"):
+    with step(f"started {one.name}"), only_one("cluster"):
         start_node(one, build())
 
 

@@ -35,6 +35,7 @@ def ensure_network(nodes: Sequence[Node]) -> None:
             _make_machine(machine)
         _route_to_pods(machine, [node for node in nodes if node != machine])
     for node in nodes:
+        set_cable(node, is_plugged=True)
         run("ip", "route", "replace", node.pod_range, "via", node.address)
 
 

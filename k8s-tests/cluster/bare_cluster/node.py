@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bare_cluster import configs
-from bare_cluster.cgroups import end_processes
+from bare_cluster.cgroups import end_processes, remove_cgroup
 from bare_cluster.daemons import check_daemon, ensure_daemon, log_of, running_id
 from bare_cluster.network import set_cable
 from bare_cluster.places import DNS_ADDRESS, KEYS, RUN, Node
@@ -131,6 +131,9 @@ def stop_node(node: Node, cut: bool) -> None:
     if cut:
         set_cable(node, is_plugged=False)
     end_processes(node)
+    # A machine that starts again has none of the old groups; a kubelet that finds them looks for the
+    # containers in them, 3 s each.
+    remove_cgroup(node)
 
 
 def import_archives(node: Node, archives: Sequence[Path]) -> None:
