@@ -229,14 +229,18 @@ class ValkeySentinels:
         for replica in self.servers[1:]:
             wait_until(lambda node=replica: self._is_in_step(node), "the replica is in step")  # type: ignore[misc]
         quorum = len(self.sentinels) // 2 + 1
-        for sentinel in self.sentinels:
+        for number, sentinel in enumerate(self.sentinels):
+            # From the third on they only vote: three that stand for election may split the votes again
+            # and again, seconds each time.
+            down_after_ms = 600 if number < 2 else 60_000
             sentinel.ask("SENTINEL MONITOR", MASTER, "127.0.0.1", master.port, quorum)
             sentinel.ask("SENTINEL SET", MASTER, "auth-pass", PASSWORD)
-            sentinel.ask("SENTINEL SET", MASTER, "down-after-milliseconds", 600)
-            sentinel.ask("SENTINEL SET", MASTER, "failover-timeout", 3000)
+            sentinel.ask("SENTINEL SET", MASTER, "down-after-milliseconds", down_after_ms)
+            sentinel.ask("SENTINEL SET", MASTER, "failover-timeout", 1000)
             periods = ["info-period", "ping-period", "publish-period", "ask-period"]
             periods.append("min-link-reconnect-period")
             sentinel.ask("SENTINEL DEBUG", *(word for name in periods for word in (name, "100")))
+            sentinel.ask("SENTINEL DEBUG", "election-timeout", "1000")
         wait_until(lambda: all(map(self._is_watching, self.sentinels)), "the sentinels watch")
 
     def stop(self) -> None:
