@@ -15,7 +15,9 @@ from coffee_rt.domain.wire import encode_record
 from coffee_rt.store.contract import DeadRecord
 from coffee_rt.store.keeper import PostgresKeeper
 from tests.api_server import ApiServer
-from tests.operator.view_shop import ViewShop, a_spec, end
+from tests.operator.objects import make, path_of
+from tests.operator.test_rights import rendered
+from tests.operator.view_shop import KINDS, ViewShop, a_spec, end
 from tests.view_writing import a_pool, ensure_partition, expected_rows, live_view, some_orders
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
@@ -178,3 +180,29 @@ async def test_the_operator_goes_on_after_the_api_server_was_away(world: ViewSho
 
     await world.until(is_changed, "the operator does not come back")
     await world.until_phase("metricviews", "sales", "Live")
+
+
+async def test_the_charts_rights_are_enough_for_views_and_work(world: ViewShop) -> None:
+    objects = {each["kind"]: each for each in rendered(world.namespace)}
+    for kind in ("ServiceAccount", "Role", "RoleBinding"):
+        make(world.api, world.namespace, objects[kind])
+    account = objects["ServiceAccount"]["metadata"]["name"]
+    path = f"{path_of('ServiceAccount', world.namespace)}/{account}/token"
+    status, answer = world.api.request("POST", path, {"spec": {}})
+    assert status == 201, answer
+    world.token = answer["status"]["token"]
+    await world.start("aggregator")
+    operator = await world.start_operator()
+    world.create("metricviews", "sales", a_spec(deletionPolicy="Drop"))
+    await world.until_phase("metricviews", "sales", "Live")
+    for plural, spec in (("redrives", {"letters": {"all": True}}), ("replays", {})):
+        world.create(plural, "work", {**spec, "ttlSecondsAfterFinished": 0})
+    world.request("DELETE", "metricviews", "sales")
+
+    async def are_gone() -> bool:
+        return not any(world.request("GET", plural)["items"] for plural in KINDS)
+
+    await world.until(are_gone, "an object stays")
+    operator.terminate()
+    assert await operator.wait() == 0
+    assert "forbidden" not in (world.folder / "operator.log").read_text().lower()

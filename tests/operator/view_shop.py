@@ -41,6 +41,8 @@ class ViewShop:
     folder: Path
     pool: Pool
     stack: AsyncExitStack
+    token: str = ""
+    """Of the account the operator works as; the administrator's without."""
     orders: list[Order] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -52,7 +54,7 @@ class ViewShop:
         """Start a process of the product; killed at the end of the test at the latest."""
         environ = {
             "PATH": os.environ["PATH"],
-            "KUBECONFIG": str(self.api.kubeconfig(self.namespace, name=self.namespace)),
+            "KUBECONFIG": str(self.api.kubeconfig(self.namespace, self.token, name=self.namespace)),
             "COFFEE_RT_DATABASE_URL": self.database_url,
             "COFFEE_RT_REDIS_URL": self.redis_url,
             "COFFEE_RT_NAMESPACE": self.namespace,
