@@ -26,14 +26,17 @@ def main(arguments: Sequence[str]) -> int:
     # Ending by an exception, so that a program we wait for (a compiler) does not go on alone.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
+        check_machine()
         return int(options.act(options) or 0)
     except ClusterProblem as problem:
         say(f"\n{problem}")
         return 1
+    except KeyboardInterrupt:
+        say("\nStopped half-way. `cluster up` goes on, `cluster down` removes what there is.")
+        return 130
 
 
 def _build(_: argparse.Namespace) -> None:
-    check_machine()
     with step("build"):
         ensure_packages()
         build()
@@ -41,7 +44,6 @@ def _build(_: argparse.Namespace) -> None:
 
 
 def _up(options: argparse.Namespace) -> None:
-    check_machine()
     with step("up"), only_one("cluster"):
         ensure_packages()
         ensure_cluster(NODES[: options.nodes], build())
@@ -50,7 +52,6 @@ def _up(options: argparse.Namespace) -> None:
 
 
 def _down(_: argparse.Namespace) -> None:
-    check_machine()
     with step("down"), only_one("cluster"):
         remains.remove_all()
 
@@ -84,7 +85,6 @@ def _load(options: argparse.Namespace) -> None:
 
 
 def _node(options: argparse.Namespace) -> None:
-    check_machine()
     one = next(one for one in NODES if one.name == options.name)
     if not is_member(one):
         raise ClusterProblem(f"{one.name} is not part of the cluster. Try: cluster up --nodes 2")

@@ -26,7 +26,7 @@ _PACKAGES = {
     "/usr/lib/cni/ptp": "containernetworking-plugins",
 }
 _MEMORY_BYTES_MIN = 2_500_000_000
-"""The bare cluster takes 1.1 GB; below this nothing fits beside it."""
+"""The bare cluster takes up to 1.3 GB; below this nothing fits beside it."""
 
 
 def check_machine() -> None:
