@@ -125,7 +125,9 @@ class Kube:
         return os.environ | {"KUBECONFIG": str(self.kubeconfig), "HELM_NAMESPACE": self.namespace}
 
     def make_namespace(self) -> None:
-        """With the strictest Pod Security Standard enforced: whatever breaks it does not start."""
+        """With the strictest Pod Security Standard enforced: whatever breaks it does not start.
+        One of this name that an earlier run left behind goes first, with all that is in it."""
+        self.kubectl("delete", "namespace", self.namespace, "--ignore-not-found", seconds_max=300)
         self.apply(
             {
                 "apiVersion": "v1",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import secrets
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,6 +25,8 @@ class Recorder:
     release: Release
     orders_per_second: float = 30.0
     sockets: int = 4
+    run: str = field(default_factory=lambda: f"run-{secrets.token_hex(4)}")
+    """Begin of the names of its stores: what else is in the release is not its own."""
     result: Json | None = None
 
     def __enter__(self) -> Self:
@@ -87,14 +90,15 @@ class Recorder:
         ids = set(self._shell(f"cat {FOLDER}/ids.txt").split())
         assert len(ids) == result["accepted"] > 0, result
         wait_until(
-            lambda: release.stored_orders() >= len(ids),
+            lambda: release.stored_orders(self.run) >= len(ids),
             f"{len(ids)} orders stored",
             seconds_max=SETTLE_SECONDS_MAX,
             last_words=release.kube.describe_trouble,
         )
-        stored = {row[0] for row in release.sql("SELECT order_id FROM orders")}
+        mine = f"FROM orders WHERE store LIKE '{self.run} %'"
+        stored = {row[0] for row in release.sql(f"SELECT order_id {mine}")}
         assert stored == ids, f"lost {len(ids - stored)}, unasked {len(stored - ids)}"
-        [[count, money]] = release.sql("SELECT count(*), sum(price_minor * quantity) FROM orders")
+        [[count, money]] = release.sql(f"SELECT count(*), sum(price_minor * quantity) {mine}")
         assert int(count) == len(ids), f"{count} rows of {len(ids)} orders"
         assert int(money) == result["sum_minor"]
         release.command("audit", "hourly")
@@ -120,6 +124,7 @@ class Recorder:
             "ORDER_API": f"http://{NAME}-order-api",
             "WEBSOCKET": f"ws://{NAME}-fanout:8001",
             "API_KEY": self.release.api_key,
+            "RUN": self.run,
             "ORDERS_PER_SECOND": self.orders_per_second,
             "SOCKETS": self.sockets,
             "FOLDER": FOLDER,

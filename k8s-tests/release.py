@@ -76,7 +76,7 @@ class Release:
 
     def test(self) -> str:
         """`helm test`; what its pod said."""
-        return self._helm("test", NAME, "--logs", "--timeout=180s", seconds_max=200)
+        return self._helm("test", NAME, "--timeout=180s", seconds_max=200)
 
     def _apply(self, *command: str) -> None:
         arguments = [*command, NAME, str(CHART), "--values=-"]
@@ -135,8 +135,9 @@ class Release:
         )
         return [line.split("\t") for line in text.splitlines()]
 
-    def stored_orders(self) -> int:
-        return int(self.sql("SELECT count(*) FROM orders")[0][0])
+    def stored_orders(self, stores: str = "") -> int:
+        """Orders in PostgreSQL, of all stores or of those whose names begin so."""
+        return int(self.sql(f"SELECT count(*) FROM orders WHERE store LIKE '{stores}%'")[0][0])
 
     def autoscaler(self, component: str) -> Json:
         return self.kube.get("hpa", f"{NAME}-{component}")

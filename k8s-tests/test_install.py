@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 
 import pytest
+import yaml
 from kube import Pod, run, wait_until
 from release import CHART, NAME, PROCESSES, Release
 
@@ -24,15 +25,17 @@ def test_every_process_becomes_ready_where_only_restricted_pods_may_run(shop: Re
 
 def test_helm_test_follows_an_order_from_the_post_to_the_socket(shop: Release) -> None:
     said = shop.test()
-    assert "Succeeded" in said, said
+    assert "Phase:          Succeeded" in said, said
 
 
 def test_the_page_is_served_with_its_scripts(shop: Release) -> None:
     path = f"/api/v1/namespaces/{shop.kube.namespace}/services/{NAME}-fanout:http/proxy/"
     page = shop.kube.kubectl("get", "--raw", path)
     assert "<title>" in page
-    script = page.partition('src="')[2].partition('"')[0].lstrip("./")
-    assert len(shop.kube.kubectl("get", "--raw", path + script)) > 10_000
+    script = page.partition('src="')[2].partition('"')[0]
+    # The API server's proxy writes the page's addresses anew, as it does for every page that passes it.
+    assert script.startswith(path)
+    assert len(shop.kube.kubectl("get", "--raw", script)) > 10_000
 
 
 def test_liveness_asks_no_other_server(shop: Release) -> None:
@@ -51,22 +54,30 @@ def test_the_api_server_takes_every_object_of_the_ci_files(
     """A dry run on the server, which knows each field; objects of APIs it lacks are left out."""
     release = make_release("dry-run")
     rendered = run(
-        [release.helm, "template", NAME, str(CHART), f"--values={CHART / 'ci' / file}"],
+        [
+            release.helm,
+            "template",
+            NAME,
+            str(CHART),
+            f"--values={CHART / 'ci' / file}",
+            f"--kube-version={_version(release)}",
+        ],
         environ=release.kube.environ,
     )
     served = _served(release)
-    objects = [
-        one for one in _objects(release, rendered) if (one["apiVersion"], one["kind"]) in served
-    ]
+    objects = [one for one in _objects(rendered) if (one["apiVersion"], one["kind"]) in served]
     assert len(objects) > 20
     text = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
     release.kube.kubectl("apply", "--dry-run=server", "--server-side", "-f", "-", stdin=text)
 
 
-def _objects(release: Release, rendered: str) -> list[dict[str, object]]:
-    import yaml
-
+def _objects(rendered: str) -> list[dict[str, object]]:
     return [one for one in yaml.safe_load_all(rendered) if one]
+
+
+def _version(release: Release) -> str:
+    answer = json.loads(release.kube.kubectl("version", "-o", "json"))
+    return str(answer["serverVersion"]["gitVersion"])
 
 
 def _served(release: Release) -> set[tuple[str, str]]:
@@ -90,4 +101,5 @@ def test_a_restarted_pod_keeps_its_data(shop: Release) -> None:
 
         wait_until(is_new, f"{store} is back", last_words=shop.kube.describe_trouble)
     assert shop.stored_orders() == before + 1
-    wait_until(lambda: "Succeeded" in shop.test(), "an order passes again")
+    shop.test()
+    assert shop.stored_orders() == before + 2

@@ -5,7 +5,7 @@ its own Idempotency-Key; one whose outcome is unknown is repeated under the same
 file `stop` appears (or after SECONDS_MAX): then what is still unknown is resolved, and a JSON object is written to
 `result.json` beside `ids.txt` with the id of every accepted order.
 
-Environment: ORDER_API, WEBSOCKET (addresses), API_KEY, ORDERS_PER_SECOND, SOCKETS, FOLDER, SECONDS_MAX.
+Environment: ORDER_API, WEBSOCKET (addresses), API_KEY, RUN (the begin of its stores' names), ORDERS_PER_SECOND, SOCKETS, FOLDER, SECONDS_MAX.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ VIEW = "hourly"
 ATTEMPT_SECONDS_MAX = 10.0
 RESOLVE_SECONDS_MAX = 120.0
 SILENCE_SECONDS_MAX = 5.0
-STORES = ("uptown", "downtown", "central", "southend")
+STORES = tuple(
+    f"{os.environ['RUN']} {name}" for name in ("uptown", "downtown", "central", "southend")
+)
 DRINKS = ("latte", "americano", "cappuccino", "tea")
 
 
@@ -145,6 +147,7 @@ class Socket:
 
     def _subscription(self) -> dict[str, Any]:
         wish: dict[str, Any] = {"type": "subscribe", "id": 1, "channel": f"view:{VIEW}"}
+        wish["filter"] = {"store": STORES}
         if self.versions:
             wish["resume"] = {"epoch": self.epoch, "versions": self.versions}
         return wish
