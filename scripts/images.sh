@@ -126,6 +126,7 @@ bootstrap() {
         --include='?essential' --include="$1" \
         --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
         --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-include=/usr/share/doc/*/copyright' \
+        --customize-hook='rm -f "$1/etc/resolv.conf" "$1/etc/hostname"' \
         "$base_suite" "$2" 2>"$2.log" || {
         cat "$2.log" >&2
         return 1
