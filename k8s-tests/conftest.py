@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from kube import Kube
 from release import Images, Release
+from tended import values as tended_values
 
 CACHE = Path(
     os.environ.get("COFFEE_RT_CACHE")
@@ -61,4 +62,12 @@ def shop(make_release: Callable[[str], Release]) -> Release:
     """A running minimal installation, shared by the tests that leave it as they found it."""
     release = make_release("shop")
     release.install()
+    return release
+
+
+@pytest.fixture(scope="session")
+def tended(make_release: Callable[[str], Release]) -> Release:
+    """An installation whose autoscalers and operator act within seconds; tests leave it as they found it."""
+    release = make_release("tended")
+    release.install(tended_values())
     return release

@@ -141,8 +141,12 @@ import_base() {
         return
     fi
     container=$(buildah from scratch)
-    buildah add --quiet "$container" "$1" / >/dev/null &&
-        buildah commit --quiet --rm "$container" "$base_image" >/dev/null
+    if buildah add --quiet "$container" "$1" / >/dev/null &&
+        buildah commit --quiet --rm "$container" "$base_image" >/dev/null; then
+        return
+    fi
+    buildah rm "$container" >/dev/null
+    return 1
 }
 
 # Hands what this machine's pip and npm are told (a CA bundle, other indexes) to the build, as secrets: they are
