@@ -25,6 +25,8 @@ class Recorder:
     release: Release
     orders_per_second: float = 30.0
     sockets: int = 4
+    node: str = ""
+    """Where its pod has to run; empty: anywhere."""
     run: str = field(default_factory=lambda: f"run-{secrets.token_hex(4)}")
     """Begin of the names of its stores: what else is in the release is not its own."""
     result: Json | None = None
@@ -136,6 +138,7 @@ class Recorder:
             # The chart's NetworkPolicies let the ingress controller and whoever carries this label in.
             "metadata": {"name": POD, "labels": {"app": POD, f"{NAME}-client": "true"}},
             "spec": {
+                "nodeSelector": {"kubernetes.io/hostname": self.node} if self.node else {},
                 "terminationGracePeriodSeconds": 0,
                 "securityContext": {
                     "runAsNonRoot": True,
