@@ -43,7 +43,13 @@ def helm() -> str:
 def make_release(kubeconfig: Path, helm: str) -> Iterator[Callable[[str], Release]]:
     """Releases by name, each in a namespace of that name; all namespaces are deleted at the end."""
     made: dict[str, Release] = {}
-    images = Images(product=os.environ.get("COFFEE_RT_IMAGE", Images.product))
+    images = Images(
+        product=os.environ.get("COFFEE_RT_IMAGE", "localhost/coffee-rt:test"),
+        postgresql=os.environ.get(
+            "COFFEE_RT_POSTGRESQL_IMAGE", "localhost/coffee-rt-postgresql:18"
+        ),
+        valkey=os.environ.get("COFFEE_RT_VALKEY_IMAGE", "localhost/coffee-rt-valkey:9"),
+    )
 
     def make(name: str) -> Release:
         if name not in made:

@@ -24,18 +24,18 @@ INSTALL_SECONDS_MAX = 420.0
 
 @dataclass(frozen=True)
 class Images:
-    """What the pods of a test run."""
+    """What the pods of a test run; of the stores empty: the chart's own."""
 
-    product: str = "localhost/coffee-rt:test"
-    postgresql: str = "localhost/coffee-rt-postgresql:18"
-    valkey: str = "localhost/coffee-rt-valkey:9"
+    product: str
+    postgresql: str = ""
+    valkey: str = ""
 
     def values(self) -> Json:
-        return {
-            "image": _image(self.product),
-            "postgresql": {"image": _image(self.postgresql)},
-            "valkey": {"image": _image(self.valkey)},
-        }
+        values = {"image": _image(self.product)}
+        for store, image in (("postgresql", self.postgresql), ("valkey", self.valkey)):
+            if image:
+                values[store] = {"image": _image(image)}
+        return values
 
 
 def _image(reference: str) -> Json:
@@ -49,7 +49,7 @@ class Release:
 
     kube: Kube
     helm: str
-    images: Images = field(default_factory=Images)
+    images: Images
     values: Json = field(default_factory=dict)
     files: Sequence[str] = ("minimal-values.yaml",)
 
