@@ -58,7 +58,7 @@ def test_nothing_random_is_rendered_where_all_secrets_exist(chart: Chart) -> Non
 def test_without_a_first_key_nothing_of_it_is_rendered(chart: Chart) -> None:
     rendered = chart.render({"auth": {"enabled": False}})
     assert "COFFEE_RT_MIGRATE_KEY" not in rendered.environment("migrate")
-    assert not [each for each in rendered.of("Pod")]
+    assert not list(rendered.of("Pod"))
 
 
 def test_helm_test_follows_an_order_through_the_services(plain: Rendered) -> None:

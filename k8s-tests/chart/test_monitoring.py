@@ -54,7 +54,8 @@ def test_what_is_asked_for_is_made_and_what_is_not_wanted_is_not(chart: Chart, k
     found = [*made.of(*MONITORS, "PrometheusRule"), *dashboards(made)]
     assert [each["metadata"]["labels"]["team"] for each in found] == ["cafe"]
     every = monitored(chart)
-    without = monitored(chart, **{kind: {"enabled": False}})
+    off: dict[str, Any] = {kind: {"enabled": False}}
+    without = monitored(chart, **off)
     fewer = 0 if kind == "serviceMonitor" else 1
     assert len(every.objects) - len(without.objects) == fewer
 
