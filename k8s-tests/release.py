@@ -31,14 +31,14 @@ class Images:
     valkey: str = ""
 
     def values(self) -> Json:
-        values = {"image": _image(self.product)}
+        values = {"image": image_values(self.product)}
         for store, image in (("postgresql", self.postgresql), ("valkey", self.valkey)):
             if image:
-                values[store] = {"image": _image(image)}
+                values[store] = {"image": image_values(image)}
         return values
 
 
-def _image(reference: str) -> Json:
+def image_values(reference: str) -> Json:
     repository, _, tag = reference.rpartition(":")
     return {"repository": repository, "tag": tag, "pullPolicy": "IfNotPresent"}
 
@@ -62,9 +62,13 @@ class Release:
 
     def upgrade(self, values: Mapping[str, Any]) -> None:
         """Change some values; returns when the new pods are ready."""
-        self.values = merged(self.values, dict(values))
-        self._apply("upgrade")
+        self.begin_upgrade(values)
         self.wait_ready()
+
+    def begin_upgrade(self, values: Mapping[str, Any]) -> None:
+        """Change some values, or install with them; the pods follow."""
+        self.values = merged(self.values or self.images.values(), dict(values))
+        self._apply("upgrade", "--install")
 
     def rollback(self) -> None:
         """To the revision before."""
