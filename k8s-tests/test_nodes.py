@@ -14,7 +14,7 @@ from kube import Json, Kube, run, wait_until
 from recording import Recorder
 from release import NAME, PROCESSES, Release
 
-pytestmark = pytest.mark.nodes
+pytestmark = pytest.mark.bare
 
 CLUSTER = Path(__file__).parent / "cluster" / "cluster"
 KEPT, TAKEN = "node0", "node1"

@@ -77,18 +77,14 @@ has_image() {
     fi
 }
 
-# A registry answers 401 to who does not say who he is; anything else is a wall in between.
-reaches_registry() {
-    local status
-    status=$(curl --silent --max-time 8 --output /dev/null --write-out '%{http_code}' \
-        https://registry-1.docker.io/v2/) || return 1
-    [[ $status == 200 || $status == 401 ]]
+pull_image() {
+    timeout 120 "$engine" pull --quiet "$1" >/dev/null 2>&1
 }
 
 ensure_base() {
     local wanted=${1:-} default
     default=$(sed -n 's/^ARG BASE_IMAGE=//p' "$(dirname "${BASH_SOURCE[0]}")/../services/Dockerfile")
-    if [[ ! $wanted ]] && { has_image "$default" || reaches_registry; }; then
+    if [[ ! $wanted ]] && { has_image "$default" || pull_image "$default"; }; then
         wanted=$default
     fi
     if [[ $wanted && $wanted != built ]]; then

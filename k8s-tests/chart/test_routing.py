@@ -165,3 +165,17 @@ def _rules(rendered: Rendered) -> list[Object]:
     [route] = rendered.of("HTTPRoute")
     rules: list[Object] = route["spec"]["rules"]
     return rules
+
+
+def test_the_page_comes_last_where_the_longest_rule_wins(chart: Chart) -> None:
+    """Traefik compares rules as it writes them, and its prefix / is longer than an exact /ws: seen, as a page that
+    never connected."""
+    rendered = chart.render({"ingress": {"enabled": True}})
+    priorities = {
+        each["metadata"]["name"]: each["metadata"]
+        .get("annotations", {})
+        .get("traefik.ingress.kubernetes.io/router.priority")
+        for each in rendered.of("Ingress")
+    }
+    assert priorities.pop("shop-coffee-rt-page") == "1"
+    assert set(priorities.values()) == {None}

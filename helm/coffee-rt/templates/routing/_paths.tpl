@@ -22,5 +22,9 @@ Lists of path, type (Exact unless given), to, port (http unless given) and, for 
 - {path: /metrics, to: order-api}
 - {path: /api/v1/orders, to: order-api, methods: [POST, OPTIONS]}
 - {path: /api, type: Prefix, to: query-api}
+{{- end }}
+
+{{/* Whatever is left. */}}
+{{- define "coffee-rt.pagePaths" -}}
 - {path: /, type: Prefix, to: fanout}
 {{- end }}
