@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from datetime import datetime
 
+import aiohttp
 import pytest
 
 from coffee_rt.embedded.simulate import (
@@ -14,6 +15,8 @@ from coffee_rt.embedded.simulate import (
     DRINKS,
     STORES,
     Action,
+    Simulation,
+    SimulationOptions,
     orders_per_request,
     plan_action,
     rhythm,
@@ -64,6 +67,16 @@ def test_some_are_late_some_repeated_some_in_batches() -> None:
 def test_every_request_has_a_key_of_its_own() -> None:
     actions = _actions(1, 500)
     assert len({action.key for action in actions}) == len(actions)
+
+
+async def test_a_second_run_of_a_seed_has_other_keys() -> None:
+    """Its orders have other times, so under the first run's keys each would be refused as a conflict."""
+    [action] = _actions(7, 1)
+    options = SimulationOptions("http://127.0.0.1:1", 1.0, 1.0, 7)
+    async with aiohttp.ClientSession() as session:
+        first, second = Simulation(options, session), Simulation(options, session)
+    assert first.key_of(action) == first.key_of(action)
+    assert first.key_of(action) != second.key_of(action)
 
 
 def test_requests_carry_as_many_orders_as_the_rate_counts_on() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -148,6 +149,8 @@ class Simulation:
         self._options = options
         self._session = session
         self._chance = random.Random(options.seed)
+        # Another run plays the same orders at other times: under the same keys they would be conflicts.
+        self._run = secrets.token_hex(4)
         self._jitter = random.Random()
         self._slots = asyncio.Semaphore(UNDER_WAY_MAX)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -193,9 +196,13 @@ class Simulation:
             if again is not None and _order_ids(again) != _order_ids(answer):
                 self.tally.mismatched += 1
 
+    def key_of(self, action: Action) -> str:
+        """The same for each repetition within this run."""
+        return f"{self._run}-{action.key}"
+
     async def _send(self, action: Action) -> Any:
         """The answer's JSON; None when it was refused or stayed unanswered."""
-        headers = {"Idempotency-Key": action.key}
+        headers = {"Idempotency-Key": self.key_of(action)}
         for attempt in range(ATTEMPTS_MAX):
             try:
                 async with self._session.post(
