@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
@@ -30,9 +31,7 @@ def test_workers_come_for_a_backlog_and_go_when_it_is_stored(tended: Release) ->
         assert notes(tended, "worker")["coffee-rt.dev/floor-base"] == "1"
         recorder.run_on(40)
     assert recorder.result is not None
-    floors = watch_floor_down(tended, "worker")
-    # One pod at a time.
-    assert floors == list(range(WORKERS_MAX, 0, -1))
+    check_way_down(tended, "worker", "workers")
     until_pods_at_most(tended, "worker", 1)
     until_settled(tended)
 
@@ -44,7 +43,7 @@ def test_fanout_pods_come_for_sessions_and_go_after_them(tended: Release) -> Non
         until_pods(tended, "fanout", FANOUT_MAX)
         recorder.run_on(20)
     assert recorder.result is not None
-    assert watch_floor_down(tended, "fanout") == list(range(FANOUT_MAX, 0, -1))
+    check_way_down(tended, "fanout", "fanout")
     until_pods_at_most(tended, "fanout", 1)
 
 
@@ -93,18 +92,18 @@ def until_pods_at_most(release: Release, component: str, count: int) -> None:
     )
 
 
-def watch_floor_down(release: Release, component: str) -> list[int]:
-    """The floors on the way down to one pod, each once."""
-    seen: list[int] = []
-
-    def is_down() -> bool:
-        now = floor(release, component)
-        if not seen or seen[-1] != now:
-            seen.append(now)
-        return now == 1
-
-    wait_until(is_down, f"the floor of {component} comes down", 120)
-    return seen
+def check_way_down(release: Release, component: str, called: str) -> None:
+    """The floor comes down to one pod, a pod at a time, by what the operator told in its events."""
+    wait_until(lambda: floor(release, component) == 1, f"the floor of {component} is down", 120)
+    told = [
+        event["message"]
+        for event in release.kube.objects("events")
+        if event["reason"] == "FloorLowered"
+    ]
+    steps = [re.match(rf"at least (\d+) {called} pods \(before: (\d+)", text) for text in told]
+    known = [(int(step[2]), int(step[1])) for step in steps if step]
+    assert all(before - after == 1 for before, after in known), told
+    assert {after for _, after in known} == {1, 2}, told
 
 
 def until_settled(release: Release) -> None:
