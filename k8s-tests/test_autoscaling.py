@@ -26,9 +26,10 @@ def test_workers_come_for_a_backlog_and_go_when_it_is_stored(tended: Release) ->
     with Recorder(tended, orders_per_second=40, sockets=1) as recorder:
         tended.kube.kubectl("scale", f"statefulset/{NAME}-postgresql", "--replicas=0")
         wait_until(lambda: floor(tended, "worker") == WORKERS_MAX, "the floor is raised")
-        tended.kube.kubectl("scale", f"statefulset/{NAME}-postgresql", "--replicas=1")
-        until_pods(tended, "worker", WORKERS_MAX)
         assert notes(tended, "worker")["coffee-rt.dev/floor-base"] == "1"
+        # They become ready when there is a database, and soon after that too many.
+        until_pods(tended, "worker", WORKERS_MAX, is_ready=False)
+        tended.kube.kubectl("scale", f"statefulset/{NAME}-postgresql", "--replicas=1")
         recorder.run_on(40)
     assert recorder.result is not None
     check_way_down(tended, "worker", "workers")
@@ -74,10 +75,11 @@ def notes(release: Release, component: str) -> Json:
     return {key: value for key, value in annotations.items() if key.startswith("coffee-rt.dev/")}
 
 
-def until_pods(release: Release, component: str, count: int) -> None:
+def until_pods(release: Release, component: str, count: int, *, is_ready: bool = True) -> None:
+    pods = release.kube.ready_pods if is_ready else release.kube.pods
     wait_until(
-        lambda: len(release.kube.ready_pods(component)) >= count,
-        f"{count} {component} pods are ready",
+        lambda: len(pods(component)) >= count,
+        f"{count} {component} pods",
         180,
         last_words=lambda: release.kube.kubectl("get", "hpa,orp") + release.kube.describe_trouble(),
     )
