@@ -18,7 +18,8 @@ from coffee_rt.domain.views import ViewDefinition, lane_of
 from coffee_rt.errors import Retryable
 from coffee_rt.fanout.frames import Frame
 from coffee_rt.fanout.hub import Hub, HubLimits
-from coffee_rt.store.contract import LaneVersion, StoredOrder, ViewSnapshot, ViewState
+from coffee_rt.store.contract import StoredOrder
+from coffee_rt.store.view_contract import LaneVersion, ViewSnapshot, ViewState
 from tests.builders import NOW_MS, a_view
 from tests.live_client import LiveView
 

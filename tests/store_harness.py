@@ -20,7 +20,6 @@ from coffee_rt.store.contract import (
     OrderReader,
     OrderWriter,
     StoreKeeper,
-    ViewState,
 )
 from coffee_rt.store.keeper import PostgresKeeper
 from coffee_rt.store.keys import PostgresApiKeys
@@ -38,6 +37,7 @@ from coffee_rt.store.pool import Pool, create_pool
 from coffee_rt.store.queries import PostgresOrderReader
 from coffee_rt.store.redrives import LetterRedriver
 from coffee_rt.store.view_catalogue import PostgresViewCatalogue
+from coffee_rt.store.view_contract import ViewState
 from coffee_rt.store.view_tables import Catalogue, LiveView, deltas_table_of, load_catalogue
 from tests.builders import NOW_MS, an_order
 

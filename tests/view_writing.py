@@ -13,10 +13,10 @@ from typing import Any
 from coffee_rt.domain.orders import Order
 from coffee_rt.domain.views import ViewDefinition, compute_deltas
 from coffee_rt.runtime.settings import DatabaseSettings
-from coffee_rt.store.contract import LaneKey
 from coffee_rt.store.order_rows import COLUMNS, RowEncoder
 from coffee_rt.store.pool import Pool, copy_into, create_pool
 from coffee_rt.store.view_catalogue import PostgresViewCatalogue
+from coffee_rt.store.view_contract import LaneKey
 from coffee_rt.store.view_fold import PostgresViewFolder
 from coffee_rt.store.view_tables import (
     CATALOGUE_LOCK,

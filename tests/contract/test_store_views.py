@@ -13,7 +13,10 @@ from coffee_rt.domain.orders import Order
 from coffee_rt.domain.views import Bucket, ViewDefinition, compute_deltas, lane_of
 from coffee_rt.errors import Rejected
 from coffee_rt.runtime.clock import SystemClock
-from coffee_rt.store.contract import (
+from coffee_rt.store.memory_view_reads import MemoryViewReader
+from coffee_rt.store.memory_views import MemoryViewCatalogue, MemoryViewFolder, MemoryViewRepairer
+from coffee_rt.store.view_catalogue import PostgresViewCatalogue
+from coffee_rt.store.view_contract import (
     FILE_OWNER,
     NO_OWNER,
     Fold,
@@ -23,9 +26,6 @@ from coffee_rt.store.contract import (
     ViewReader,
     ViewRepairer,
 )
-from coffee_rt.store.memory_view_reads import MemoryViewReader
-from coffee_rt.store.memory_views import MemoryViewCatalogue, MemoryViewFolder, MemoryViewRepairer
-from coffee_rt.store.view_catalogue import PostgresViewCatalogue
 from coffee_rt.store.view_fold import PostgresViewFolder
 from coffee_rt.store.view_reads import PostgresViewReader
 from coffee_rt.store.view_repair import PostgresViewRepairer

@@ -9,13 +9,7 @@ import pytest
 
 from coffee_rt.domain.wire import decode_record
 from coffee_rt.errors import Rejected
-from coffee_rt.store.contract import (
-    ApiKey,
-    BadData,
-    DeadRecord,
-    RetentionPolicy,
-    ViewsTooNew,
-)
+from coffee_rt.store.contract import ApiKey, BadData, DeadRecord, RetentionPolicy, ViewsTooNew
 from tests.builders import NOW_MS, a_view, an_order
 from tests.store_harness import WriteStore, a_write_store, an_entry, order_at
 

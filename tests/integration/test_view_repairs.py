@@ -9,9 +9,9 @@ import pytest
 from coffee_rt.domain.orders import Order
 from coffee_rt.domain.views import Bucket, ViewDefinition
 from coffee_rt.errors import Rejected, Retryable
-from coffee_rt.store.contract import LaneKey, ViewQuery
 from coffee_rt.store.pool import Pool
 from coffee_rt.store.view_catalogue import PostgresViewCatalogue
+from coffee_rt.store.view_contract import LaneKey, ViewQuery
 from coffee_rt.store.view_fold import PostgresViewFolder
 from coffee_rt.store.view_reads import PostgresViewReader
 from coffee_rt.store.view_repair import PostgresViewRepairer

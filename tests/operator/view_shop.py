@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from coffee_rt.domain.orders import Order
-from coffee_rt.store.contract import DeadRecord, ViewQuery, ViewState
+from coffee_rt.store.contract import DeadRecord
 from coffee_rt.store.orders import PostgresOrderWriter
 from coffee_rt.store.pool import Pool
 from coffee_rt.store.view_catalogue import PostgresViewCatalogue
+from coffee_rt.store.view_contract import ViewQuery, ViewState
 from coffee_rt.store.view_reads import PostgresViewReader
 from tests.api_server import ApiServer
 from tests.builders import NOW_MS

@@ -20,10 +20,11 @@ from coffee_rt.domain.views import compute_deltas, lane_of
 from coffee_rt.errors import BreakerOpen, Retryable
 from coffee_rt.runtime.breaker import CircuitBreaker
 from coffee_rt.runtime.logs import get_log
-from coffee_rt.store.contract import BadData, EntryWrite, LaneKey
+from coffee_rt.store.contract import BadData, EntryWrite
 from coffee_rt.store.memory import MemoryOrderWriter
 from coffee_rt.store.memory_database import MemoryDatabase
 from coffee_rt.store.memory_views import MemoryViewCatalogue, MemoryViewFolder, MemoryViewRepairer
+from coffee_rt.store.view_contract import LaneKey
 from tests.builders import NOW_MS, a_view, an_order
 
 HOUR = 3600

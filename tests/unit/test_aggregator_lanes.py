@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from coffee_rt.aggregator.lanes import LaneShare, owner_of
-from coffee_rt.store.contract import LaneKey, LaneWork
+from coffee_rt.store.view_contract import LaneKey, LaneWork
 
 
 def test_lanes_are_shared_evenly_and_only_a_leavers_lanes_move() -> None:

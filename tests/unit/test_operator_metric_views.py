@@ -17,7 +17,7 @@ from coffee_rt.operator.metric_view_plan import (
     read_definition,
     view_name,
 )
-from coffee_rt.store.contract import FILE_OWNER, NO_OWNER, VIEWS_MAX, ViewState
+from coffee_rt.store.view_contract import FILE_OWNER, NO_OWNER, VIEWS_MAX, ViewState
 from tests.builders import a_view
 from tests.operator_bed import OperatorBed
 from tests.view_writing import some_orders

@@ -17,9 +17,10 @@ from coffee_rt.operator.one_shots import LOOK_SECONDS
 from coffee_rt.operator.redrive_plan import read_request
 from coffee_rt.operator.replay_plan import ViewReplay, plan_views, start_of
 from coffee_rt.operator.replay_plan import read_request as read_replay
-from coffee_rt.store.contract import Chunk, DeadRecord, ViewState
+from coffee_rt.store.contract import DeadRecord
 from coffee_rt.store.memory_views import merged_groups
 from coffee_rt.store.redrives import LetterSelection
+from coffee_rt.store.view_contract import Chunk, ViewState
 from tests.builders import NOW_MS, a_view, an_order
 from tests.operator_bed import OperatorBed
 from tests.view_writing import some_orders

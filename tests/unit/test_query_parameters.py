@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from coffee_rt.domain.views import Bucket
 from coffee_rt.errors import Rejected
 from coffee_rt.query_api import parameters
-from coffee_rt.store.contract import ViewQuery
+from coffee_rt.store.view_contract import ViewQuery
 from tests.builders import a_view
 
 NOW = 1_763_000_000  # 2025-11-13T02:13:20Z

@@ -16,7 +16,7 @@ from coffee_rt.errors import Rejected, Retryable
 from coffee_rt.runtime.breaker import CircuitBreaker, backoff_seconds
 from coffee_rt.runtime.clock import Clock
 from coffee_rt.runtime.logs import Log
-from coffee_rt.store.contract import Chunk, ViewCatalogueStore, ViewRepairer, ViewState
+from coffee_rt.store.view_contract import Chunk, ViewCatalogueStore, ViewRepairer, ViewState
 
 LOOK_SECONDS = 1.0
 """Between looks for views to fill."""

@@ -22,14 +22,8 @@ from coffee_rt.errors import Retryable
 from coffee_rt.runtime.breaker import CircuitBreaker, backoff_seconds
 from coffee_rt.runtime.clock import Clock
 from coffee_rt.runtime.logs import Log
-from coffee_rt.store.contract import (
-    BadData,
-    Fold,
-    LaneKey,
-    ViewCatalogueStore,
-    ViewFolder,
-    ViewState,
-)
+from coffee_rt.store.contract import BadData
+from coffee_rt.store.view_contract import Fold, LaneKey, ViewCatalogueStore, ViewFolder, ViewState
 
 SETTLE_SECONDS = 0.2
 """How long a commit may wait for its lanes' floors before an extra beacon tells of them. A floor stays

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from hashlib import md5
 
-from coffee_rt.store.contract import LaneKey, LaneWork
+from coffee_rt.store.view_contract import LaneKey, LaneWork
 
 
 def owner_of(subject: str, members: Sequence[str]) -> str | None:

@@ -11,7 +11,7 @@ from coffee_rt.channels.contract import Channels
 from coffee_rt.channels.messages import Beacon, LaneState, ViewChange, encode
 from coffee_rt.errors import Retryable
 from coffee_rt.runtime.breaker import CircuitBreaker
-from coffee_rt.store.contract import Fold, LaneVersion
+from coffee_rt.store.view_contract import Fold, LaneVersion
 
 
 class Publisher:

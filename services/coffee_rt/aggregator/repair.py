@@ -13,9 +13,9 @@ from rich.console import Console
 from coffee_rt.aggregator.bars import drawn_bars
 from coffee_rt.errors import Rejected
 from coffee_rt.runtime.settings import DatabaseSettings
-from coffee_rt.store.contract import AuditDifference, Chunk, ViewRepairer, ViewState
 from coffee_rt.store.pool import create_pool
 from coffee_rt.store.view_catalogue import PostgresViewCatalogue
+from coffee_rt.store.view_contract import AuditDifference, Chunk, ViewRepairer, ViewState
 from coffee_rt.store.view_repair import PostgresViewRepairer
 
 DIFFERENCES_SHOWN_MAX = 20

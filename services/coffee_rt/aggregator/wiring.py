@@ -17,11 +17,11 @@ from coffee_rt.errors import Rejected, Retryable
 from coffee_rt.runtime.breaker import CircuitBreaker, backoff_seconds
 from coffee_rt.runtime.lifecycle import Lifecycle
 from coffee_rt.runtime.settings import SettingsError
-from coffee_rt.store.contract import FILE_OWNER, NO_OWNER, ViewState
 from coffee_rt.store.definitions import load_definitions
 from coffee_rt.store.migrations import pending_migrations
 from coffee_rt.store.pool import Pool, create_pool
 from coffee_rt.store.view_catalogue import PostgresViewCatalogue
+from coffee_rt.store.view_contract import FILE_OWNER, NO_OWNER, ViewState
 from coffee_rt.store.view_fold import PostgresViewFolder
 from coffee_rt.store.view_repair import PostgresViewRepairer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from coffee_rt.channels.messages import Beacon
-from coffee_rt.store.contract import LaneVersion
+from coffee_rt.store.view_contract import LaneVersion
 
 SILENCE_SECONDS = 3.0
 """The beacon comes every second; after so long without one, PostgreSQL is asked instead."""

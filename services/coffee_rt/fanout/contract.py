@@ -1,13 +1,13 @@
-"""What the fan-out reads of the store: narrow parts of store.contract, so that tests and simulations can
+"""What the fan-out reads of the store: narrow parts of store.view_contract, so that tests and simulations can
 give just these. Every method raises Retryable while the store is away."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
-from coffee_rt.store.contract import (
+from coffee_rt.store.contract import StoredOrder
+from coffee_rt.store.view_contract import (
     LaneVersion,
-    StoredOrder,
     ViewAnswer,
     ViewQuery,
     ViewSnapshot,

@@ -26,7 +26,7 @@ from coffee_rt.fanout.hub import Hub
 from coffee_rt.fanout.protocol import CLOSE_DRAIN, CLOSE_POLICY, CLOSE_TRY_LATER
 from coffee_rt.fanout.sockets import Socket
 from coffee_rt.runtime.clock import Clock
-from coffee_rt.store.contract import ViewQuery
+from coffee_rt.store.view_contract import ViewQuery
 
 INTERVAL_SECONDS = 1.0
 IDLE_SECONDS_MAX = 30.0

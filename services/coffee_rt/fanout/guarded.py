@@ -13,9 +13,9 @@ from coffee_rt.fanout.contract import (
     ViewQueries,
 )
 from coffee_rt.runtime.breaker import CircuitBreaker
-from coffee_rt.store.contract import (
+from coffee_rt.store.contract import StoredOrder
+from coffee_rt.store.view_contract import (
     LaneVersion,
-    StoredOrder,
     ViewAnswer,
     ViewQuery,
     ViewSnapshot,

@@ -24,7 +24,7 @@ from coffee_rt.fanout.protocol import Filter, Resume, is_match
 from coffee_rt.fanout.rows import Row, Verdict, ViewRows
 from coffee_rt.fanout.sockets import Socket
 from coffee_rt.fanout.subscriptions import Audience, Subscription, Versions
-from coffee_rt.store.contract import ViewSnapshot
+from coffee_rt.store.view_contract import ViewSnapshot
 
 WINDOW_SECONDS = {"minute": 3 * 3600, "hour": 24 * 3600, "day": 30 * 86400}
 """What a subscription without `since` gets, by bucket."""

@@ -15,7 +15,7 @@ from coffee_rt.fanout.repair import ViewRepair
 from coffee_rt.fanout.subscriptions import Subscription
 from coffee_rt.fanout.view_channel import ViewChannel, ViewLimits
 from coffee_rt.runtime.clock import Clock
-from coffee_rt.store.contract import ViewSnapshot
+from coffee_rt.store.view_contract import ViewSnapshot
 
 DEEP_READS_MAX = 2
 """Snapshots older than the window read at once; the others wait."""

@@ -16,8 +16,8 @@ from coffee_rt.domain.view_documents import parse_view
 from coffee_rt.domain.views import ViewDefinition
 from coffee_rt.errors import Rejected
 from coffee_rt.operator.object_status import Condition, eta_seconds, instant_text, percent_of
-from coffee_rt.store.contract import FILE_OWNER, VIEWS_MAX, ViewState
 from coffee_rt.store.view_changes import may_adopt
+from coffee_rt.store.view_contract import FILE_OWNER, VIEWS_MAX, ViewState
 
 STALLED_SECONDS = 60.0
 """A backfill that did not get on for so long has nobody who does it."""

@@ -23,7 +23,7 @@ from coffee_rt.operator.pipelines import PipelineChanges
 from coffee_rt.runtime.breaker import CircuitBreaker
 from coffee_rt.runtime.clock import Clock
 from coffee_rt.runtime.logs import Log
-from coffee_rt.store.contract import ViewCatalogueStore, ViewRepairer, ViewState
+from coffee_rt.store.view_contract import ViewCatalogueStore, ViewRepairer, ViewState
 
 PLURAL = "metricviews"
 BUSY_SECONDS = 2.0

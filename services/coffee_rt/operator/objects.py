@@ -15,8 +15,8 @@ from coffee_rt.operator.replaying import Replaying
 from coffee_rt.runtime.breaker import CircuitBreaker
 from coffee_rt.runtime.clock import Clock
 from coffee_rt.runtime.logs import Log
-from coffee_rt.store.contract import ViewCatalogueStore, ViewRepairer
 from coffee_rt.store.redrives import LetterRedriver
+from coffee_rt.store.view_contract import ViewCatalogueStore, ViewRepairer
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@ from coffee_rt.operator.pipeline_spec import FanoutSpec, PipelineSpec, WorkersSp
 from coffee_rt.operator.sessions import SessionCounter, SessionCounts
 from coffee_rt.runtime.breaker import CircuitBreaker
 from coffee_rt.runtime.clock import Clock
-from coffee_rt.store.contract import PartitionState, StoreKeeper, ViewFolder, accounted_records
+from coffee_rt.store.contract import PartitionState, StoreKeeper, accounted_records
+from coffee_rt.store.view_contract import ViewFolder
 from coffee_rt.streams.contract import STORE_GROUP, Backlog, EntryId, LogKeeper
 
 Check = Callable[[], Awaitable[None]]

@@ -12,7 +12,7 @@ from typing import Any
 
 from coffee_rt.errors import Rejected
 from coffee_rt.operator.object_status import eta_seconds, instant_text, parse_instant, percent_of
-from coffee_rt.store.contract import Chunk, ViewState
+from coffee_rt.store.view_contract import Chunk, ViewState
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ from coffee_rt.operator.object_status import instant_text
 from coffee_rt.operator.one_shots import End, Report
 from coffee_rt.runtime.breaker import CircuitBreaker
 from coffee_rt.runtime.clock import Clock
-from coffee_rt.store.contract import BadData, Chunk, ViewCatalogueStore, ViewRepairer
+from coffee_rt.store.contract import BadData
+from coffee_rt.store.view_contract import Chunk, ViewCatalogueStore, ViewRepairer
 
 PLURAL = "replays"
 PAUSE_SHARE = 1.0

@@ -24,19 +24,14 @@ from coffee_rt.runtime.breaker import CircuitBreaker
 from coffee_rt.runtime.clock import Clock
 from coffee_rt.runtime.lifecycle import Lifecycle
 from coffee_rt.runtime.logs import Log
-from coffee_rt.store.contract import (
-    OrderReader,
-    StoreKeeper,
-    ViewCatalogueStore,
-    ViewFolder,
-    ViewRepairer,
-)
+from coffee_rt.store.contract import OrderReader, StoreKeeper
 from coffee_rt.store.keeper import PostgresKeeper
 from coffee_rt.store.letter_redriver import PostgresLetterRedriver
 from coffee_rt.store.migrations import pending_migrations
 from coffee_rt.store.pool import Pool, create_pool
 from coffee_rt.store.queries import PostgresOrderReader
 from coffee_rt.store.view_catalogue import PostgresViewCatalogue
+from coffee_rt.store.view_contract import ViewCatalogueStore, ViewFolder, ViewRepairer
 from coffee_rt.store.view_fold import PostgresViewFolder
 from coffee_rt.store.view_repair import PostgresViewRepairer
 from coffee_rt.streams.keeper import RedisKeeper

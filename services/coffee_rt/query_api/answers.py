@@ -13,7 +13,8 @@ from coffee_rt.domain.orders import Order
 from coffee_rt.domain.times import format_instant
 from coffee_rt.domain.views import ViewDefinition
 from coffee_rt.query_api.parameters import encode_cursor, utc_text
-from coffee_rt.store.contract import DeadLetter, ViewAnswer, ViewQuery, ViewState
+from coffee_rt.store.contract import DeadLetter
+from coffee_rt.store.view_contract import ViewAnswer, ViewQuery, ViewState
 
 
 def view_rows(

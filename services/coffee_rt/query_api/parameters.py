@@ -10,7 +10,7 @@ import msgspec
 from coffee_rt.domain.times import format_instant, parse_instant
 from coffee_rt.domain.views import Bucket, ViewDefinition
 from coffee_rt.errors import Rejected
-from coffee_rt.store.contract import ViewQuery
+from coffee_rt.store.view_contract import ViewQuery
 
 ROWS_DEFAULT = 1000
 ROWS_MAX = 10_000

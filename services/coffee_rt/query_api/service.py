@@ -23,8 +23,8 @@ from coffee_rt.query_api.freshness import LagTracker
 from coffee_rt.query_api.positions import wait_until_stored
 from coffee_rt.runtime.breaker import CircuitBreaker
 from coffee_rt.runtime.clock import Clock
-from coffee_rt.store.contract import (
-    OrderReader,
+from coffee_rt.store.contract import OrderReader
+from coffee_rt.store.view_contract import (
     ViewAnswer,
     ViewCatalogueStore,
     ViewQuery,

@@ -20,13 +20,13 @@ from coffee_rt.query_api.settings import QueryApiSettings
 from coffee_rt.runtime.breaker import CircuitBreaker, backoff_seconds
 from coffee_rt.runtime.lifecycle import Lifecycle
 from coffee_rt.runtime.settings import SettingsError
-from coffee_rt.store.contract import ViewReader
 from coffee_rt.store.key_refresh import KeyRefresher
 from coffee_rt.store.keys import PostgresApiKeys
 from coffee_rt.store.pool import Pool, create_pool
 from coffee_rt.store.queries import PostgresOrderReader, replay_seconds
 from coffee_rt.store.schema_wait import lacking_schema, wait_for_schema
 from coffee_rt.store.view_catalogue import PostgresViewCatalogue
+from coffee_rt.store.view_contract import ViewReader
 from coffee_rt.store.view_reads import PostgresViewReader
 from coffee_rt.streams.contract import STORE_GROUP
 from coffee_rt.streams.keeper import RedisKeeper

@@ -14,7 +14,7 @@ import yaml
 from coffee_rt.domain.view_documents import parse_view
 from coffee_rt.domain.views import ViewDefinition
 from coffee_rt.errors import Rejected
-from coffee_rt.store.contract import VIEWS_MAX
+from coffee_rt.store.view_contract import VIEWS_MAX
 
 FILE_BYTES_MAX = 64 * 1024
 

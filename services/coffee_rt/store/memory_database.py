@@ -18,8 +18,8 @@ from coffee_rt.store.contract import (
     PartitionState,
     RetentionPolicy,
     StoredOrder,
-    ViewState,
 )
+from coffee_rt.store.view_contract import ViewState
 from coffee_rt.store.view_tables import Catalogue
 
 

@@ -21,7 +21,9 @@ from coffee_rt.domain.views import (
 )
 from coffee_rt.errors import Rejected
 from coffee_rt.runtime.clock import Clock
-from coffee_rt.store.contract import (
+from coffee_rt.store.memory_database import MemoryDatabase, MemoryLane, MemoryRow, MemoryView
+from coffee_rt.store.view_changes import ViewChange, needs_refill, plan_change
+from coffee_rt.store.view_contract import (
     FILE_OWNER,
     NO_OWNER,
     AuditDifference,
@@ -32,8 +34,6 @@ from coffee_rt.store.contract import (
     LaneWork,
     ViewState,
 )
-from coffee_rt.store.memory_database import MemoryDatabase, MemoryLane, MemoryRow, MemoryView
-from coffee_rt.store.view_changes import ViewChange, needs_refill, plan_change
 from coffee_rt.store.view_repair import CHUNK_SECONDS, DAY_SECONDS, round_up
 from coffee_rt.store.view_tables import Catalogue, LiveView, feature_level_of
 

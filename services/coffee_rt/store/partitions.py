@@ -15,12 +15,7 @@ from typing import Any
 
 from coffee_rt.domain.ids import format_id, id_floor, id_time_ms
 from coffee_rt.errors import Rejected, Retryable
-from coffee_rt.store.contract import (
-    KEEP_DAYS_MIN,
-    BadData,
-    PartitionState,
-    RetentionPolicy,
-)
+from coffee_rt.store.contract import KEEP_DAYS_MIN, BadData, PartitionState, RetentionPolicy
 from coffee_rt.store.pool import Pool
 
 PARTITION_LOCK = 0x636F_6666_0002

@@ -17,9 +17,10 @@ import asyncpg
 from coffee_rt.domain.views import ViewDefinition
 from coffee_rt.errors import Rejected, Retryable
 from coffee_rt.runtime.clock import Clock, SystemClock
-from coffee_rt.store.contract import FEATURE_LEVEL, FILE_OWNER, NO_OWNER, ViewState
+from coffee_rt.store.contract import FEATURE_LEVEL
 from coffee_rt.store.pool import Pool
 from coffee_rt.store.view_changes import ViewChange, needs_refill, plan_change
+from coffee_rt.store.view_contract import FILE_OWNER, NO_OWNER, ViewState
 from coffee_rt.store.view_schema import create_view, drop_view, retain_view
 from coffee_rt.store.view_tables import (
     CATALOGUE_LOCK,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from coffee_rt.domain.views import ViewDefinition
-from coffee_rt.store.contract import FILE_OWNER, NO_OWNER, ViewState
+from coffee_rt.store.view_contract import FILE_OWNER, NO_OWNER, ViewState
 
 
 @dataclass(frozen=True, slots=True)

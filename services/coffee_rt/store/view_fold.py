@@ -15,8 +15,9 @@ from typing import Any
 import asyncpg
 
 from coffee_rt.errors import Retryable
-from coffee_rt.store.contract import FEATURE_LEVEL, Fold, LaneKey, LaneVersion, LaneWork
+from coffee_rt.store.contract import FEATURE_LEVEL
 from coffee_rt.store.pool import Pool
+from coffee_rt.store.view_contract import Fold, LaneKey, LaneVersion, LaneWork
 from coffee_rt.store.view_schema import row_columns
 from coffee_rt.store.view_tables import (
     Catalogue,

@@ -13,7 +13,7 @@ from typing import Any
 
 from coffee_rt.domain.views import ViewDefinition
 from coffee_rt.errors import Rejected
-from coffee_rt.store.contract import ViewQuery
+from coffee_rt.store.view_contract import ViewQuery
 from coffee_rt.store.view_repair_sql import is_empty, tenants_sql
 from coffee_rt.store.view_schema import measure_columns, merged_measure, quoted
 from coffee_rt.store.view_tables import deltas_table_of, table_of

@@ -16,8 +16,8 @@ import asyncpg
 
 from coffee_rt.errors import Rejected, Retryable
 from coffee_rt.runtime.clock import Clock, SystemClock
-from coffee_rt.store.contract import ViewAnswer, ViewQuery, ViewSnapshot
 from coffee_rt.store.pool import Pool
+from coffee_rt.store.view_contract import ViewAnswer, ViewQuery, ViewSnapshot
 from coffee_rt.store.view_read_sql import (
     answer_keys,
     check_query,

@@ -19,10 +19,10 @@ import asyncpg
 
 from coffee_rt.domain.views import ViewDefinition
 from coffee_rt.errors import Rejected
-from coffee_rt.store.contract import AuditDifference, Chunk
 from coffee_rt.store.order_rows import id_range
 from coffee_rt.store.partitions import retired_to_ms
 from coffee_rt.store.pool import Pool
+from coffee_rt.store.view_contract import AuditDifference, Chunk
 from coffee_rt.store.view_repair_sql import (
     audit_sql,
     chunks_sql,

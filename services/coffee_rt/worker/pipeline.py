@@ -21,9 +21,7 @@ from coffee_rt.domain.wire import UnknownWireVersion
 from coffee_rt.errors import Retryable
 from coffee_rt.runtime import tracing
 from coffee_rt.runtime.breaker import backoff_seconds
-from coffee_rt.store.contract import (
-    EntryWrite,
-)
+from coffee_rt.store.contract import EntryWrite
 from coffee_rt.streams.contract import Delivery
 from coffee_rt.worker.announcing import Announcer
 from coffee_rt.worker.care import Caretaker
