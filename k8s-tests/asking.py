@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import IO, Any, Self
 
-from kube import Json
+from kube import Json, wait_until
 from release import NAME, Release
 
 ANSWER_SECONDS_MAX = 30.0
@@ -38,7 +38,13 @@ class Caller:
             stdout=subprocess.PIPE,
             text=True,
         )
-        self._port = _port(self._proxy.stdout)
+        try:
+            self._port = _port(self._proxy.stdout)
+            # A pod that was there before the database reads the keys at its next turn.
+            wait_until(self._is_known, "the readers know the API key", 60)
+        except BaseException:
+            self._stop()
+            raise
         return self
 
     def __exit__(
@@ -47,8 +53,20 @@ class Caller:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
         self._proxy.terminate()
         self._proxy.communicate()
+
+    def _is_known(self) -> bool:
+        try:
+            self.get("query-api", "/api/v1/views")
+        except Refused as error:
+            if error.status == 503:
+                return False
+            raise
+        return True
 
     def get(self, component: str, path: str) -> Json:
         """Raises Refused."""

@@ -17,7 +17,7 @@ MEASURES = [
     {"name": "orders", "aggregate": "count"},
     {"name": "revenue", "aggregate": "sum", "field": "revenue"},
 ]
-HISTORY_HOURS = 1500
+HISTORY_HOURS = 600
 """Of one order each, long ago: as many chunks for a backfill or a replay."""
 
 
