@@ -12,6 +12,7 @@ set -eu
 umask 077
 . "${0%/*}/valkey.sh"
 read_password
+end_when_told
 conf=$RUN_DIR/valkey.conf
 
 has_data() {

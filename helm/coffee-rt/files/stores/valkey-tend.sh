@@ -11,6 +11,7 @@
 set -eu
 . "${0%/*}/valkey.sh"
 read_password
+end_when_told
 SLOTS=16384
 
 own() {

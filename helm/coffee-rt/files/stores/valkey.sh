@@ -27,6 +27,11 @@ read_password() {
     export VALKEYCLI_AUTH="$password" REDISCLI_AUTH="$password"
 }
 
+# The first process of a container is not ended by SIGTERM unless it says so; its pod would stop only by force.
+end_when_told() {
+    trap 'exit 143' TERM
+}
+
 # ask HOST PORT COMMAND...: the answer; fails when there is none or when it is an error.
 ask() {
     ask_host=$1 ask_port=$2

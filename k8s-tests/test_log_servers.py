@@ -28,6 +28,7 @@ CLUSTER: Json = {
     "orderApi": {"settings": {"replicasMin": 1}},
 }
 FAILOVER_SECONDS_MAX = 90.0
+LEAVE_SECONDS_MAX = 60.0
 
 Start = Callable[..., Release]
 
@@ -57,7 +58,7 @@ def test_sentinels_replace_a_primary_that_dies_and_one_that_leaves(start: Start)
         release.kube.wait_rolled_out(f"statefulset/{NAME}-valkey")
         second = named_primary(release)
         # As a drain does: with its grace period, in which it hands over.
-        release.kube.kubectl("delete", "pod", second)
+        release.kube.kubectl("delete", "pod", second, seconds_max=LEAVE_SECONDS_MAX)
         assert named_primary(release) not in ("", second)
         recorder.run_on(40)
     check_breaks(recorder)
@@ -86,7 +87,8 @@ def test_a_cluster_replaces_a_primary_that_dies_and_one_that_leaves(start: Start
         recorder.run_on(40)
         release.kube.wait_rolled_out(f"statefulset/{NAME}-valkey")
         second = streams(release)[0]
-        release.kube.kubectl("delete", "pod", second)
+        # No container of it waits for the end of the grace period.
+        release.kube.kubectl("delete", "pod", second, seconds_max=LEAVE_SECONDS_MAX)
         assert second not in primaries(release)
         recorder.run_on(40)
     check_breaks(recorder)
