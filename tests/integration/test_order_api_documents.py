@@ -43,7 +43,7 @@ def test_every_code_the_order_routes_give_is_on_the_page() -> None:
     page = PAGE.read_text()
     codes: set[str] = set()
     for path in [*(SOURCES / "order_api").glob("*.py"), *(SOURCES / "domain").glob("*.py")]:
-        if path.name in {"views.py", "wire.py"}:
+        if path.name in {"views.py", "view_documents.py", "wire.py"}:
             continue
         text = path.read_text()
         codes.update(re.findall(r'(?:Rejected|Overload)\(\s*"([a-z-]+)"', text))
