@@ -61,6 +61,10 @@ class IntakeWatch:
         self._health.set("clock", is_near, f"{offset:+.3f} s from Redis's clock")
 
 
+FIRST_RETRY_SECONDS = 0.5
+"""Without any keys every caller is refused: until the first load, a failed one is soon tried again."""
+
+
 class KeyRefresher:
     """Loads the API keys again and again. PostgreSQL may be away: then the ring grows older, no more."""
 
@@ -80,7 +84,8 @@ class KeyRefresher:
         self._clock = clock
         self._seconds = seconds
 
-    async def refresh(self) -> None:
+    async def refresh(self) -> bool:
+        """Load once; whether that went well."""
         try:
             keys = await self._load()
         except Retryable as error:
@@ -91,11 +96,15 @@ class KeyRefresher:
             self._is_failing = False
             self._ring.load(keys, self._clock.monotonic())
         KEYS_AGE_SECONDS.set(self._ring.age_seconds(self._clock.monotonic()))
+        return not self._is_failing
 
     async def run(self) -> None:
+        """Refresh for ever."""
+        while not await self.refresh():
+            await self._clock.sleep(min(FIRST_RETRY_SECONDS, self._seconds))
         while True:
-            await self.refresh()
             await self._clock.sleep(self._seconds)
+            await self.refresh()
 
 
 async def settle_rates(rate: RateLimiter, clock: Clock, seconds: float) -> None:

@@ -8,6 +8,10 @@ from coffee_rt.runtime.clock import Clock
 from coffee_rt.store.contract import ApiKeyStore
 
 
+FIRST_RETRY_SECONDS = 0.5
+"""Without any keys every caller is refused: until the first load, a failed one is soon tried again."""
+
+
 class KeyRefresher:
     """Owned by the process; `run` is its only task and is cancelled by its owner."""
 
@@ -21,14 +25,17 @@ class KeyRefresher:
 
     async def run(self) -> None:
         """Refresh for ever."""
+        while not await self.refresh():
+            await self._clock.sleep(min(FIRST_RETRY_SECONDS, self._refresh_seconds))
         while True:
-            await self.refresh()
             await self._clock.sleep(self._refresh_seconds)
+            await self.refresh()
 
-    async def refresh(self) -> None:
-        """Load once; while the store is away the keys of before stay, and age."""
+    async def refresh(self) -> bool:
+        """Load once, and whether that went well; while the store is away the keys of before stay, and age."""
         try:
             keys = await self._store.api_keys()
         except Retryable:
-            return
+            return False
         self._ring.load(keys, self._clock.monotonic())
+        return True

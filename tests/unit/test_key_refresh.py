@@ -1,0 +1,54 @@
+"""API keys at the start: a process that began before the database did is usable as soon as that answers."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from coffee_rt.domain.keys import KeyRing
+from coffee_rt.errors import CoffeeRtError, Retryable
+from coffee_rt.order_api.background import KeyRefresher as OrderApiRefresher
+from coffee_rt.store.contract import ApiKey
+from coffee_rt.store.key_refresh import KeyRefresher
+from tests.fanout_world import VirtualClock
+
+
+class LateStore:
+    """Answers from the third time on."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def api_keys(self) -> list[ApiKey]:
+        self.asked += 1
+        if self.asked < 3:
+            raise Retryable("the database is not there yet")
+        return []
+
+    async def add_api_key(self, key: ApiKey) -> None:
+        raise AssertionError("nobody adds keys here")
+
+    async def revoke_api_key(self, key_id: str) -> bool:
+        raise AssertionError("nobody revokes keys here")
+
+
+@pytest.mark.parametrize("kind", ["store", "order-api"])
+async def test_first_keys_are_asked_for_again_soon(kind: str) -> None:
+    clock, store = VirtualClock(), LateStore()
+    ring = KeyRing(age_seconds_max=3600, fresh_seconds=60)
+    failures: list[CoffeeRtError] = []
+    refresher: KeyRefresher | OrderApiRefresher
+    if kind == "store":
+        refresher = KeyRefresher(store, ring, clock, 60.0)
+    else:
+        refresher = OrderApiRefresher(ring, store.api_keys, clock, 60.0, failures.append)
+    task = asyncio.create_task(refresher.run())
+    await clock.advance(2.0)
+    assert store.asked == 3
+    # From then on at its pace.
+    await clock.advance(50.0)
+    assert store.asked == 3
+    await clock.advance(20.0)
+    assert store.asked == 4
+    task.cancel()
