@@ -22,16 +22,15 @@ HA_HERE: Json = {
     "ingress": {"enabled": False},
     "tls": {"enabled": False},
 }
-# As docs/operations/stores.md asks for the promise of the mode with sentinels, less a second replica: a 202 says that
-# the replica has the order, and a primary whose replica is away takes none. Else the worker could store an order that
-# a failover takes back from the log, and its client, who was never answered, would place it again.
+# The chart's own settings make a 202 say that the replica has the order, and a primary whose replica is away take none.
+# Else the worker could store an order that a failover takes back from the log, and its client, who was never answered,
+# would place it again.
 CLUSTER: Json = {
     "valkey": {
         "mode": "cluster",
-        "cluster": {"primaries": 3, "replicasPerPrimary": 1, "replicasToWriteMin": 1},
+        "cluster": {"primaries": 3, "replicasPerPrimary": 1},
         **SMALL,
     },
-    "orderApi": {"settings": {"replicasMin": 1}},
 }
 FAILOVER_SECONDS_MAX = 90.0
 LEAVE_SECONDS_MAX = 60.0

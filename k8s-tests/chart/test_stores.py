@@ -58,6 +58,16 @@ def test_sentinel_mode_needs_a_replica_for_every_write() -> None:
     assert variables(own, "order-api")["COFFEE_RT_ORDER_API_REPLICAS_MIN"]["value"] == "2"
 
 
+def test_a_cluster_with_replicas_needs_one_for_every_write() -> None:
+    """Without it a failover doubled orders: their keys were lost with answers that never came."""
+    objects = render("valkey.mode=cluster")
+    assert valkey_conf(objects)["min-replicas-to-write"] == "1"
+    assert variables(objects, "order-api")["COFFEE_RT_ORDER_API_REPLICAS_MIN"]["value"] == "1"
+    bare = render("valkey.mode=cluster", "valkey.cluster.replicasPerPrimary=0")
+    assert valkey_conf(bare)["min-replicas-to-write"] == "0"
+    assert "COFFEE_RT_ORDER_API_REPLICAS_MIN" not in variables(bare, "order-api")
+
+
 @pytest.mark.parametrize(
     ("value", "words"),
     [

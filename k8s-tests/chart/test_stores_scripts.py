@@ -197,6 +197,7 @@ def test_sentinel_pods_started_together_agree_on_one_primary(sentinels: ValkeyPo
     assert sentinels.ask(0, "CONFIG", "GET", "min-replicas-to-write").split()[1] == "1"
 
 
+@pytest.mark.full
 def test_a_killed_primary_is_replaced_and_comes_back_as_a_replica(sentinels: ValkeyPods) -> None:
     start_three(sentinels)
     assert sentinels.ask(0, "SET", "k", "1") == "OK"
@@ -204,13 +205,14 @@ def test_a_killed_primary_is_replaced_and_comes_back_as_a_replica(sentinels: Val
     sentinels.kill(0)
     wait_until("another is the primary", 60, lambda: primary_of(sentinels) in (1, 2))
     now = primary_of(sentinels)
-    wait_until("it takes orders", 30, lambda: sentinels.ask(now, "SET", "k", "2") == "OK")
+    wait_until("it takes orders", 90, lambda: sentinels.ask(now, "SET", "k", "2") == "OK")
     sentinels.start(0)
     wait_ready(sentinels)
     assert primary_of(sentinels) == now
     assert sentinels.ask(0, "GET", "k") == "2"
 
 
+@pytest.mark.full
 def test_all_pods_killed_at_once_come_back_with_everything(sentinels: ValkeyPods) -> None:
     start_three(sentinels)
     sentinels.kill(0)
@@ -229,6 +231,7 @@ def test_all_pods_killed_at_once_come_back_with_everything(sentinels: ValkeyPods
     assert [sentinels.ask(pod, "GET", "k") for pod in (0, 1, 2)] == ["2", "2", "2"]
 
 
+@pytest.mark.full
 def test_a_primary_that_lost_its_volume_never_empties_its_replicas(sentinels: ValkeyPods) -> None:
     start_three(sentinels)
     assert sentinels.ask(0, "SET", "k", "1") == "OK"
@@ -242,6 +245,7 @@ def test_a_primary_that_lost_its_volume_never_empties_its_replicas(sentinels: Va
     assert [sentinels.ask(pod, "GET", "k") for pod in (0, 1, 2)] == ["1", "1", "1"]
 
 
+@pytest.mark.full
 def test_a_pod_that_sees_no_majority_waits(sentinels: ValkeyPods) -> None:
     start_three(sentinels)
     for pod in (0, 1, 2):
@@ -337,6 +341,7 @@ def replicas_of(pods: ValkeyPods, pod: int) -> list[str]:
     return [line for line in seen if f"slave {mine} " in line and "fail" not in line]
 
 
+@pytest.mark.full
 def test_a_cluster_forms_itself_with_its_slots_in_equal_shares(cluster: ValkeyPods) -> None:
     start_cluster(cluster)
     assert owners(cluster) == [0, 1, 2]
@@ -350,6 +355,7 @@ def test_a_cluster_forms_itself_with_its_slots_in_equal_shares(cluster: ValkeyPo
     assert sorted(slots) == ["0-5460", "10922-16383", "5461-10921"]
 
 
+@pytest.mark.full
 def test_a_lost_primary_of_a_cluster_is_replaced_and_its_empty_pod_follows(
     cluster: ValkeyPods,
 ) -> None:
@@ -371,6 +377,7 @@ def test_a_lost_primary_of_a_cluster_is_replaced_and_its_empty_pod_follows(
     )
 
 
+@pytest.mark.full
 def test_a_whole_cluster_restarted_at_other_addresses_finds_itself(cluster: ValkeyPods) -> None:
     start_cluster(cluster)
     assert cluster.ask(0, "SET", "{b}k", "1") == "OK"

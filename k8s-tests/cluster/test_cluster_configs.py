@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import ipaddress
 import json
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -14,6 +15,7 @@ import yaml
 from bare_cluster import addons, configs, places
 from bare_cluster.certificates import identities
 from bare_cluster.cgroups import parse_hierarchies
+from bare_cluster.node import write_config
 
 REFERENCES = {
     name: f"localhost/{name}:0123456789abcdef"
@@ -138,3 +140,13 @@ def test_unified_cgroups_are_read_as_version_2() -> None:
     found = parse_hierarchies("cgroup2 /sys/fs/cgroup cgroup2 rw,nosuid 0 0\n")
     assert found.v1 == {}
     assert found.marker == Path("/sys/fs/cgroup")
+
+
+def test_a_file_that_says_so_already_is_not_written_again(tmp_path: Path) -> None:
+    """Starting a node that runs ended its kube-proxy, which watches its file."""
+    path = write_config(tmp_path / "proxy.yaml", "mode: nftables\n")
+    os.utime(path, (1, 1))
+    write_config(path, "mode: nftables\n")
+    assert path.stat().st_mtime == 1
+    write_config(path, "mode: iptables\n")
+    assert path.read_text() == "mode: iptables\n"

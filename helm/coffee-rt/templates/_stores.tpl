@@ -165,7 +165,9 @@ postgresql://coffee_rt:$(POSTGRESQL_PASSWORD)@{{ include "coffee-rt.postgresql.n
 - name: COFFEE_RT_DATABASE_STATEMENT_CACHE_SIZE
   value: {{ $postgresql.cloudnativePg.pooler.statementCacheSize | quote }}
 {{- end }}
-{{- if and (eq $valkey.mode "sentinel") (not (hasKey .Values.orderApi.settings "replicasMin")) }}
+{{- $cluster := $valkey.cluster }}
+{{- $isCopied := or (eq $valkey.mode "sentinel") (and (eq $valkey.mode "cluster") (min $cluster.replicasPerPrimary $cluster.replicasToWriteMin)) }}
+{{- if and $isCopied (not (hasKey .Values.orderApi.settings "replicasMin")) }}
 # A 202 only when a replica has the order too: a failover then loses nothing that was answered.
 - name: COFFEE_RT_ORDER_API_REPLICAS_MIN
   value: "1"

@@ -70,11 +70,13 @@ def ensure_containerd(node: Node, pause_image: str) -> None:
             _ensure_mount_point(Path(target))
             pairs += [source, target]
         for parameter, value in _KERNEL_PARAMETERS.items():
-            seen = _write(node.run / "kernel" / Path(parameter).name, f"{value}\n")
+            seen = write_config(node.run / "kernel" / Path(parameter).name, f"{value}\n")
             pairs += [seen, parameter]
         cni = node.run / "cni"
-        _write(cni / "10-pods.conflist", configs.cni_config(node))
-        config = _write(node.run / "containerd.toml", configs.containerd_config(pause_image, cni))
+        write_config(cni / "10-pods.conflist", configs.cni_config(node))
+        config = write_config(
+            node.run / "containerd.toml", configs.containerd_config(pause_image, cni)
+        )
         ensure_daemon(
             node,
             "containerd",
@@ -94,9 +96,9 @@ def ensure_containerd(node: Node, pause_image: str) -> None:
 
 def ensure_kubelet(node: Node, kubernetes: Path) -> None:
     """Starts the kubelet and kube-proxy of a node whose containerd runs. Returns at once."""
-    _write(node.run / "resolv.conf", f"nameserver {DNS_ADDRESS}\n")
-    kubelet = _write(node.run / "kubelet.json", configs.kubelet_config(node))
-    proxy = _write(node.run / "kube-proxy.json", configs.kube_proxy_config(node))
+    write_config(node.run / "resolv.conf", f"nameserver {DNS_ADDRESS}\n")
+    kubelet = write_config(node.run / "kubelet.json", configs.kubelet_config(node))
+    proxy = write_config(node.run / "kube-proxy.json", configs.kube_proxy_config(node))
     ensure_daemon(
         node,
         "kubelet",
@@ -177,7 +179,9 @@ def _answers(node: Node) -> bool:
     return True
 
 
-def _write(path: Path, text: str) -> Path:
+def write_config(path: Path, text: str) -> Path:
+    """Write a file unless it says so already: kube-proxy ends when its own is written, even with the same text."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
     return path

@@ -7,7 +7,6 @@ from coffee_rt.errors import Retryable
 from coffee_rt.runtime.clock import Clock
 from coffee_rt.store.contract import ApiKeyStore
 
-
 FIRST_RETRY_SECONDS = 0.5
 """Without any keys every caller is refused: until the first load, a failed one is soon tried again."""
 
