@@ -70,6 +70,13 @@ async def receive(subscription: Subscription) -> tuple[str, bytes] | None:
     return await asyncio.wait_for(anext(aiter(subscription)), WAIT_SECONDS)
 
 
+async def test_messages_published_together_arrive_in_their_order(bus: Bus) -> None:
+    async with bus.channels.subscribe("beacon") as subscription:
+        await bus.channels.publish("beacon", b"1", b"2", b"3")
+        received = [await receive(subscription) for _ in range(3)]
+    assert received == [("beacon", b"1"), ("beacon", b"2"), ("beacon", b"3")]
+
+
 async def test_messages_arrive_in_order_with_their_topic(bus: Bus) -> None:
     async with bus.channels.subscribe("beacon", "orders") as subscription:
         await bus.channels.publish("beacon", b"1")

@@ -63,9 +63,9 @@ class Bed:
         self.breaker = CircuitBreaker("test-postgresql", clock=self.clock)
         publish = self.channels.publish
 
-        async def remember(topic: str, body: bytes) -> None:
-            await publish(topic, body)
-            self.published.append((topic, body))
+        async def remember(topic: str, *bodies: bytes) -> None:
+            await publish(topic, *bodies)
+            self.published.extend((topic, body) for body in bodies)
 
         self.channels.publish = remember  # type: ignore[method-assign]
 

@@ -73,9 +73,9 @@ async def test_commit_is_published_before_it_is_acknowledged(shop: MemoryShop) -
     pending_when_told: list[int] = []
     publish = shop.channels.publish
 
-    async def watch(topic: str, body: bytes) -> None:
+    async def watch(topic: str, *bodies: bytes) -> None:
         pending_when_told.append(shop.pending())
-        await publish(topic, body)
+        await publish(topic, *bodies)
 
     shop.channels.publish = watch  # type: ignore[method-assign]
     async with shop.channels.subscribe("stored", "orders") as messages:

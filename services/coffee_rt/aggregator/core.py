@@ -200,7 +200,7 @@ class FoldLoop:
                         folds += await self._fold(view, [lane])
                     except BadData as error:
                         await self._put_away(LaneKey(view, lane), error)
-        await asyncio.gather(*(self._tell(view, fold) for fold in folds))
+        await self._tell(view, folds)
         return len(folds)
 
     async def _fold(self, view: str, lanes: list[int]) -> list[Fold]:
@@ -210,17 +210,19 @@ class FoldLoop:
                     view, lanes, self._limits.deltas_max, self._limits.rows_max
                 )
 
-    async def _tell(self, view: str, fold: Fold) -> None:
-        """Count a committed fold and publish it, unless its view is a replacement nobody reads yet."""
-        if not fold.is_drained:
-            self._marked.add(LaneKey(view, fold.lane))
-        metrics.FOLDS.labels(fold.view).inc()
-        metrics.DELTAS_FOLDED.labels(fold.view).inc(fold.folded_deltas)
-        metrics.DELTAS_EXPIRED.labels(fold.view).inc(fold.expired_deltas)
+    async def _tell(self, view: str, folds: list[Fold]) -> None:
+        """Count committed folds and publish them, unless their view is a replacement nobody reads yet."""
+        for fold in folds:
+            if not fold.is_drained:
+                self._marked.add(LaneKey(view, fold.lane))
+            metrics.FOLDS.labels(fold.view).inc()
+            metrics.DELTAS_FOLDED.labels(fold.view).inc(fold.folded_deltas)
+            metrics.DELTAS_EXPIRED.labels(fold.view).inc(fold.expired_deltas)
         state = self._views.get(view)
-        if state is not None and state.is_current and fold.version > fold.previous:
-            self._told_floors({(fold.view, fold.lane): fold.floor})
-            await self._publisher.publish_fold(fold)
+        if state is not None and state.is_current:
+            changed = [fold for fold in folds if fold.version > fold.previous]
+            self._told_floors({(fold.view, fold.lane): fold.floor for fold in changed})
+            await self._publisher.publish_folds(state.definition.name, changed)
 
     async def _put_away(self, key: LaneKey, error: BadData) -> None:
         async with self._database:

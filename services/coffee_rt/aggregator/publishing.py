@@ -6,6 +6,8 @@ beacon tells of it; folding never waits for Redis longer than one attempt.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from coffee_rt.aggregator import metrics
 from coffee_rt.channels.contract import Channels
 from coffee_rt.channels.messages import Beacon, LaneState, ViewChange, encode
@@ -21,8 +23,10 @@ class Publisher:
         self._channels = channels
         self._breaker = breaker
 
-    async def publish_fold(self, fold: Fold) -> None:
-        await self._publish(f"view:{fold.view}", encode(change_of(fold)))
+    async def publish_folds(self, view: str, folds: Sequence[Fold]) -> None:
+        """What folds of one view changed, lane by lane, in one round trip."""
+        if folds:
+            await self._publish(f"view:{view}", *(encode(change_of(fold)) for fold in folds))
 
     async def publish_beacon(
         self, at_ms: int, epochs: dict[str, str], lanes: list[LaneVersion]
@@ -32,10 +36,10 @@ class Publisher:
     async def publish_catalogue(self) -> None:
         await self._publish("catalogue", b"{}")
 
-    async def _publish(self, topic: str, body: bytes) -> None:
+    async def _publish(self, topic: str, *bodies: bytes) -> None:
         try:
             async with self._breaker:
-                await self._channels.publish(topic, body)
+                await self._channels.publish(topic, *bodies)
         except Retryable:
             metrics.FAILURES.labels("redis").inc()
 

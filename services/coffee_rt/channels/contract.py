@@ -29,8 +29,9 @@ class Subscription(Protocol):
 class Channels(Protocol):
     """Publish and subscribe. Shared by all tasks of a process; owned by the wiring."""
 
-    async def publish(self, topic: str, body: bytes) -> None:
-        """Best effort; raises Retryable when nobody confirmed it. Publishing again does no harm."""
+    async def publish(self, topic: str, *bodies: bytes) -> None:
+        """Best effort, in order, in one round trip; raises Retryable when nobody confirmed them. Publishing
+        again does no harm."""
 
     def subscribe(self, *topics: str) -> AbstractAsyncContextManager[Subscription]:
         """Subscribed when the context is entered; where the server is away then, the subscription goes on

@@ -21,12 +21,13 @@ class MemoryChannels:
         self._bytes_max = bytes_max
         self._subscriptions: dict[Mailbox, tuple[frozenset[str], tuple[str, ...]]] = {}
 
-    async def publish(self, topic: str, body: bytes) -> None:
+    async def publish(self, topic: str, *bodies: bytes) -> None:
         if self.is_away:
             raise Retryable("the channels are away")
         for mailbox, (topics, prefixes) in self._subscriptions.items():
             if topic in topics or (prefixes and topic.startswith(prefixes)):
-                mailbox.put(topic, body)
+                for body in bodies:
+                    mailbox.put(topic, body)
 
     @asynccontextmanager
     async def subscribe(self, *topics: str) -> AsyncIterator[Mailbox]:

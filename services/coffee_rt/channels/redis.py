@@ -71,11 +71,13 @@ class RedisChannels:
         self._subscriber = _client(nodes, None, None)
         self._mailboxes: set[Mailbox] = set()
 
-    async def publish(self, topic: str, body: bytes) -> None:
+    async def publish(self, topic: str, *bodies: bytes) -> None:
         """Raises Retryable when Redis did not confirm; a repetition does no harm to any receiver."""
         try:
-            async with self._publishing:
-                await self._publisher.publish(self._prefix + topic, body)
+            async with self._publishing, self._publisher.pipeline(transaction=False) as messages:
+                for body in bodies:
+                    messages.publish(self._prefix + topic, body)
+                await messages.execute()
         except _FAILURES as error:
             failed_publications.inc()
             raise Retryable(f"Redis did not take a message on {topic}: {error}") from error
