@@ -25,6 +25,8 @@ HOST = "shop.example"
 def test_an_order_posted_at_the_address_is_seen_in_the_page(shop: Release) -> None:
     shop.upgrade({"ingress": {"enabled": True, "host": HOST}})
     address = wait_until(lambda: _address(shop), "the ingress has an address")
+    # The controller answers 404 until it has read the routes.
+    wait_until(lambda: _is_routed(address), "the ingress controller knows the routes")
     post = Request(
         f"http://{address}/api/v1/orders?ack=visible",
         data=json.dumps({"store": "by the address", "drink": "mocha", "price": "7.77"}).encode(),
@@ -45,6 +47,16 @@ def test_an_order_posted_at_the_address_is_seen_in_the_page(shop: Release) -> No
         expect(page.get_by_role("cell", name="by the address").first).to_be_visible(timeout=30_000)
         browser.close()
     shop.upgrade({"ingress": {"enabled": False}})
+
+
+def _is_routed(address: str) -> bool:
+    try:
+        with urlopen(
+            Request(f"http://{address}/livez", headers={"Host": HOST}), timeout=5
+        ) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
 
 
 def _show_key(page: Page, key: str) -> None:
