@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-import pytest
-
 from coffee_rt.domain.keys import KeyRing
-from coffee_rt.errors import CoffeeRtError, Retryable
-from coffee_rt.order_api.background import KeyRefresher as OrderApiRefresher
+from coffee_rt.errors import Retryable
 from coffee_rt.store.contract import ApiKey
 from coffee_rt.store.key_refresh import KeyRefresher
 from tests.fanout_world import VirtualClock
@@ -33,16 +30,10 @@ class LateStore:
         raise AssertionError("nobody revokes keys here")
 
 
-@pytest.mark.parametrize("kind", ["store", "order-api"])
-async def test_first_keys_are_asked_for_again_soon(kind: str) -> None:
+async def test_first_keys_are_asked_for_again_soon() -> None:
     clock, store = VirtualClock(), LateStore()
     ring = KeyRing(age_seconds_max=3600, fresh_seconds=60)
-    failures: list[CoffeeRtError] = []
-    refresher: KeyRefresher | OrderApiRefresher
-    if kind == "store":
-        refresher = KeyRefresher(store, ring, clock, 60.0)
-    else:
-        refresher = OrderApiRefresher(ring, store.api_keys, clock, 60.0, failures.append)
+    refresher = KeyRefresher(store, ring, clock, 60.0)
     task = asyncio.create_task(refresher.run())
     await clock.advance(2.0)
     assert store.asked == 3

@@ -5,9 +5,9 @@ Requests only read what is kept here; none of them waits for a server's answer t
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable
 
-from coffee_rt.domain.keys import KeyRing, KnownKey
+from coffee_rt.domain.keys import KeyRing
 from coffee_rt.errors import CoffeeRtError, Retryable
 from coffee_rt.order_api.metrics import KEYS_AGE_SECONDS
 from coffee_rt.order_api.rate import RateLimiter
@@ -61,50 +61,23 @@ class IntakeWatch:
         self._health.set("clock", is_near, f"{offset:+.3f} s from Redis's clock")
 
 
-FIRST_RETRY_SECONDS = 0.5
-"""Without any keys every caller is refused: until the first load, a failed one is soon tried again."""
-
-
-class KeyRefresher:
-    """Loads the API keys again and again. PostgreSQL may be away: then the ring grows older, no more."""
+class KeyWatch:
+    """Says how old the API keys are, after each load. PostgreSQL may be away: then they grow older, no more."""
 
     def __init__(
-        self,
-        ring: KeyRing,
-        load: Callable[[], Awaitable[Iterable[KnownKey]]],
-        clock: Clock,
-        seconds: float,
-        on_failure: Callable[[CoffeeRtError], None],
+        self, ring: KeyRing, clock: Clock, on_failure: Callable[[CoffeeRtError], None]
     ) -> None:
         """`on_failure` is told of the first failure of a row."""
+        self._ring = ring
+        self._clock = clock
         self._on_failure = on_failure
         self._is_failing = False
-        self._ring = ring
-        self._load = load
-        self._clock = clock
-        self._seconds = seconds
 
-    async def refresh(self) -> bool:
-        """Load once; whether that went well."""
-        try:
-            keys = await self._load()
-        except Retryable as error:
-            if not self._is_failing:
-                self._on_failure(error)
-            self._is_failing = True
-        else:
-            self._is_failing = False
-            self._ring.load(keys, self._clock.monotonic())
+    def see(self, failure: Retryable | None) -> None:
+        if failure is not None and not self._is_failing:
+            self._on_failure(failure)
+        self._is_failing = failure is not None
         KEYS_AGE_SECONDS.set(self._ring.age_seconds(self._clock.monotonic()))
-        return not self._is_failing
-
-    async def run(self) -> None:
-        """Refresh for ever."""
-        while not await self.refresh():
-            await self._clock.sleep(min(FIRST_RETRY_SECONDS, self._seconds))
-        while True:
-            await self._clock.sleep(self._seconds)
-            await self.refresh()
 
 
 async def settle_rates(rate: RateLimiter, clock: Clock, seconds: float) -> None:

@@ -20,7 +20,7 @@ from coffee_rt.order_api.acks import Acks
 from coffee_rt.order_api.app import build_app
 from coffee_rt.order_api.background import (
     IntakeWatch,
-    KeyRefresher,
+    KeyWatch,
     settle_rates,
 )
 from coffee_rt.order_api.batch import BatchPlacer
@@ -36,6 +36,7 @@ from coffee_rt.redis_nodes.nodes import RedisNodes
 from coffee_rt.runtime.breaker import CircuitBreaker, backoff_seconds
 from coffee_rt.runtime.lifecycle import Lifecycle
 from coffee_rt.runtime.settings import RedisSettings, SettingsError
+from coffee_rt.store.key_refresh import KeyRefresher
 from coffee_rt.store.keys import PostgresApiKeys
 from coffee_rt.store.pool import create_pool
 from coffee_rt.streams.admission import Admission, AdmissionLimits
@@ -243,12 +244,13 @@ async def _open_keys(
     )
     pool = await create_pool(settings.database, application_name="coffee-rt order_api")
     try:
+        watch = KeyWatch(ring, lifecycle.clock, partial(_warn_of_keys, lifecycle))
         refresher = KeyRefresher(
+            PostgresApiKeys(pool),
             ring,
-            PostgresApiKeys(pool).api_keys,
             lifecycle.clock,
             settings.keys_refresh_seconds,
-            on_failure=partial(_warn_of_keys, lifecycle),
+            watch.see,
         )
         await refresher.refresh()
         lifecycle.spawn(refresher.run(), "keys")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from coffee_rt.domain.keys import KeyRing
 from coffee_rt.errors import Retryable
 from coffee_rt.runtime.clock import Clock
@@ -12,29 +14,41 @@ FIRST_RETRY_SECONDS = 0.5
 
 
 class KeyRefresher:
-    """Owned by the process; `run` is its only task and is cancelled by its owner."""
+    """Owned by the process; `run` is its only task and is cancelled by its owner.
+
+    `on_refresh` is told after each load: of the failure, or of None when it went well.
+    """
 
     def __init__(
-        self, store: ApiKeyStore, ring: KeyRing, clock: Clock, refresh_seconds: float
+        self,
+        store: ApiKeyStore,
+        ring: KeyRing,
+        clock: Clock,
+        refresh_seconds: float,
+        on_refresh: Callable[[Retryable | None], None] = lambda failure: None,
     ) -> None:
         self._store = store
         self._ring = ring
         self._clock = clock
         self._refresh_seconds = refresh_seconds
+        self._on_refresh = on_refresh
+        self._is_loaded = False
 
     async def run(self) -> None:
-        """Refresh for ever."""
-        while not await self.refresh():
-            await self._clock.sleep(min(FIRST_RETRY_SECONDS, self._refresh_seconds))
+        """Refresh for ever; the first time a while from now, for whoever starts has called `refresh`."""
         while True:
-            await self._clock.sleep(self._refresh_seconds)
+            first = min(FIRST_RETRY_SECONDS, self._refresh_seconds)
+            await self._clock.sleep(self._refresh_seconds if self._is_loaded else first)
             await self.refresh()
 
-    async def refresh(self) -> bool:
-        """Load once, and whether that went well; while the store is away the keys of before stay, and age."""
+    async def refresh(self) -> None:
+        """Load once; while the store is away the keys of before stay, and age."""
+        failure = None
         try:
             keys = await self._store.api_keys()
-        except Retryable:
-            return False
-        self._ring.load(keys, self._clock.monotonic())
-        return True
+        except Retryable as error:
+            failure = error
+        else:
+            self._ring.load(keys, self._clock.monotonic())
+            self._is_loaded = True
+        self._on_refresh(failure)
