@@ -159,7 +159,7 @@ async def test_plain_records_are_split_by_the_limits_and_each_has_its_entrys_pos
 ) -> None:
     producer = bed.producer(ProducerLimits(flush_records_max=50, flush_bytes_max=4000))
     appends = [an_append(producer, note="x" * (index % 40)) for index in range(200)]
-    positions = await producer.append_plain(0, [append.record for append in appends], "00-trace")
+    logged = await producer.append_plain(0, [append.record for append in appends], "00-trace")
     entries = await read_all(bed, 0)
     assert sorted(order for entry in entries for order in ids(entry)) == sorted(
         append.order_id for append in appends
@@ -168,9 +168,9 @@ async def test_plain_records_are_split_by_the_limits_and_each_has_its_entrys_pos
     assert max(len(entry.data) for entry in entries) <= 4000 + 5
     assert {entry.trace for entry in entries} == {"00-trace"}
     entry_of = {order: entry for entry in entries for order in ids(entry)}
-    for append, position in zip(appends, positions, strict=True):
+    for append, (position, replicas) in zip(appends, logged, strict=True):
         entry = entry_of[append.order_id]
-        assert position == Position(0, entry.entry_id, entry.batch_id)
+        assert (position, replicas) == (Position(0, entry.entry_id, entry.batch_id), 0)
     assert await producer.append_plain(0, []) == []
 
 

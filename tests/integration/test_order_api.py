@@ -58,7 +58,7 @@ async def test_an_order_is_answered_when_it_is_in_the_log(api: RunningOrderApi) 
     reply = await api.post(ORDERS, ORDER | {"quantity": 2})
     assert reply.status == 202
     answer = reply.json
-    assert set(answer) == {"order_id", "position", "ack", "duplicate"}
+    assert set(answer) == {"order_id", "position", "ack", "replicas", "duplicate"}
     assert (answer["ack"], answer["duplicate"]) == ("logged", False)
     assert reply.headers["location"] == f"{ORDERS}/{answer['order_id']}"
     position = Position.parse(answer["position"])

@@ -23,7 +23,7 @@ from coffee_rt.domain.json_text import check_encoding, reject_decode
 from coffee_rt.domain.problems import problem_of
 from coffee_rt.errors import CoffeeRtError, Rejected
 from coffee_rt.order_api.placing import OrderPlacer, conflict
-from coffee_rt.streams.contract import Append, Appended, Outcome, Position
+from coffee_rt.streams.contract import Append, Appended, Logged, Outcome, Position
 
 SLICES_AT_ONCE = 4
 """Slices of one request being appended. More would let one batch fill the log's queues alone."""
@@ -108,6 +108,12 @@ class BatchResult:
     """Records whose outcome is unknown, or that were refused for reasons that pass (status 503)."""
     positions: set[Position] = field(default_factory=set)
     last_error: CoffeeRtError | None = None
+    _replicas: int | None = None
+
+    @property
+    def replicas(self) -> int:
+        """How many replicas have each of those accepted, at least."""
+        return self._replicas or 0
 
     @property
     def accepted(self) -> int:
@@ -132,17 +138,19 @@ class BatchResult:
         self,
         indexes: Sequence[int],
         order_ids: Sequence[bytes],
-        positions: Sequence[Position],
+        logged: Sequence[Logged],
         *,
         is_duplicate: bool = False,
     ) -> None:
         """Write down records that are in the log, all new or all known already."""
         results, last, text = self.results, None, b""
         parts_of_ids = text_parts(order_ids)
-        for index, parts, position in zip(indexes, parts_of_ids, positions, strict=True):
+        for index, parts, (position, replicas) in zip(indexes, parts_of_ids, logged, strict=True):
             if position is not last:
                 last = position
                 self.positions.add(position)
+                if self._replicas is None or replicas < self._replicas:
+                    self._replicas = replicas
                 text = _ACCEPTED % (str(position).encode(), b"true" if is_duplicate else b"false")
             results[index] = text % (index, *parts)
         if is_duplicate:
@@ -293,14 +301,14 @@ class BatchPlacer:
 
     async def _append_plain(self, plain: _Plain, result: BatchResult) -> None:
         try:
-            positions = await self._placer.producer.append_plain(
+            logged = await self._placer.producer.append_plain(
                 plain.shard, plain.records, plain.trace
             )
         except CoffeeRtError as error:
             for index in plain.indexes:
                 result.refuse(index, error)
             return
-        result.accept(plain.indexes, plain.order_ids, positions)
+        result.accept(plain.indexes, plain.order_ids, logged)
 
     async def _append_keyed(
         self, shard: int, slice_: list[tuple[int, Append]], result: BatchResult
@@ -320,7 +328,7 @@ def _note(slice_: list[tuple[int, Append]], appended: list[Appended], result: Ba
     """Write down what the log answered to records it looked up."""
     for outcome in (Outcome.NEW, Outcome.DUPLICATE):
         taken = [
-            (index, answer.order_id, answer.position)
+            (index, answer.order_id, Logged(answer.position, answer.replicas))
             for (index, _append), answer in zip(slice_, appended, strict=True)
             if answer.outcome is outcome
         ]

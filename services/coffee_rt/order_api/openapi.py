@@ -13,6 +13,10 @@ from coffee_rt.order_api.routes import BATCH_PATH, ORDERS_PATH
 _REF = "#/components/schemas/{name}"
 
 AckLabel = Literal["logged", "stored", "visible", "dead-letter"]
+ReplicasLevel = Annotated[
+    Literal["memory", "disk"] | msgspec.UnsetType,
+    msgspec.Meta(description="Where the replicas have it; absent where none are waited for."),
+]
 
 
 class Accepted(msgspec.Struct):
@@ -23,7 +27,11 @@ class Accepted(msgspec.Struct):
         str, msgspec.Meta(description="Where it was logged; reads can wait for it.")
     ]
     ack: AckLabel
+    replicas: Annotated[
+        int, msgspec.Meta(description="Replicas of the log that have it, as far as waited for.")
+    ]
     duplicate: bool
+    replicas_level: ReplicasLevel = msgspec.UNSET
     order: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -71,7 +79,11 @@ class BatchAccepted(msgspec.Struct):
     ]
     duplicates: int
     ack: AckLabel
+    replicas: Annotated[
+        int, msgspec.Meta(description="Replicas of the log that have each record accepted.")
+    ]
     results: list[RecordResult]
+    replicas_level: ReplicasLevel = msgspec.UNSET
 
 
 _STRUCTS = (IncomingOrder, CompatOrder, Accepted, BatchAccepted, ProblemBody)

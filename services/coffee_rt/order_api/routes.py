@@ -83,6 +83,7 @@ class OrderRoutes:
         self._acks = acks
         self._tally = tally
         self._wish = AckWish(settings)
+        self._level = _level(settings)
 
     async def post_order(self, exchange: Exchange) -> Answer:
         head, tally = exchange.head, self._tally
@@ -114,7 +115,7 @@ class OrderRoutes:
         duplicate = "true" if placed.is_duplicate else "false"
         body = (
             f'{{"order_id":"{order_id}","position":"{appended.position}","ack":"{label}",'
-            f'"duplicate":{duplicate}}}'
+            f'"replicas":{appended.replicas}{self._level},"duplicate":{duplicate}}}'
         ).encode()
         headers = [_JSON, (b"location", f"{ORDERS_PATH}/{order_id}".encode())]
         if is_described:
@@ -146,7 +147,8 @@ class OrderRoutes:
         if wanted is not Ack.LOGGED and result.positions:
             label = (await self._acks.wait(result.positions, wanted, wait_seconds)).label
             result.mark_dead(self._acks.dead_ids(result.positions))
-        return _batch_answer(result, label, b"prefer" in head and _prefers(head, "minimal"))
+        is_minimal = b"prefer" in head and _prefers(head, "minimal")
+        return _batch_answer(result, label, self._level, is_minimal)
 
     def _count(self, result: BatchResult) -> None:
         for outcome, count in (
@@ -159,7 +161,12 @@ class OrderRoutes:
                 self._tally.took(outcome, count)
 
 
-def _batch_answer(result: BatchResult, label: str, is_minimal: bool) -> Answer:
+def _level(settings: OrderApiSettings) -> str:
+    """What the replicas counted in an answer have done with the order; nothing where none are waited for."""
+    return f',"replicas_level":"{settings.replicas_level}"' if settings.replicas_min else ""
+
+
+def _batch_answer(result: BatchResult, label: str, level: str, is_minimal: bool) -> Answer:
     """The envelope; with Prefer: return=minimal only the records that were not accepted are listed."""
     results = result.results
     headers = [_JSON]
@@ -168,7 +175,8 @@ def _batch_answer(result: BatchResult, label: str, is_minimal: bool) -> Answer:
         headers.append((b"preference-applied", b"return=minimal"))
     head = (
         f'{{"accepted":{result.accepted},"rejected":{result.rejected},"failed":{result.failed},'
-        f'"duplicates":{result.duplicates},"ack":"{label}","results":['
+        f'"duplicates":{result.duplicates},"ack":"{label}",'
+        f'"replicas":{result.replicas}{level},"results":['
     )
     return Answer(202, b"%b%b]}" % (head.encode(), b",".join(results)), headers)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from coffee_rt.runtime.settings import (
     DatabaseSettings,
@@ -57,6 +57,11 @@ class OrderApiSettings(ProcessSettings):
         ge=0,
         le=10,
         help="Replicas of Redis that must have an order before its 202 (WAIT); 0: the server alone.",
+    )
+    replicas_level: Literal["memory", "disk"] = own(
+        "memory",
+        help="What those replicas must have done with it: memory (WAIT), or disk, the server's own included "
+        "(WAITAOF: Redis 7.2, Valkey). With appendfsync everysec a disk may take a second.",
     )
     replicas_wait_seconds_max: float = own(
         1.0, gt=0, le=30, help="Seconds to wait for them; then the outcome is unknown (503)."

@@ -130,6 +130,7 @@ def producer_limits(settings: OrderApiSettings) -> ProducerLimits:
         reply_seconds_max=settings.redis.command_seconds_max,
         key_window_seconds=settings.key_window_hours * 3600,
         replicas_min=settings.replicas_min,
+        is_disk_awaited=settings.replicas_level == "disk",
         replicas_wait_seconds_max=settings.replicas_wait_seconds_max,
     )
 

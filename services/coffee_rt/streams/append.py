@@ -15,6 +15,7 @@ from coffee_rt.domain.wire import WIRE_VERSION, batch_header
 from coffee_rt.errors import BreakerOpen, NotExecuted, Overload, Rejected, Retryable
 from coffee_rt.runtime.breaker import CircuitBreaker, backoff_seconds
 from coffee_rt.runtime.clock import Clock
+from coffee_rt.streams import metrics
 from coffee_rt.streams.contract import EntryId
 from coffee_rt.streams.flush import Flush, FlushReply, ProducerLimits, claim_of
 from coffee_rt.streams.redis import Argument, Connector, Link, ReplyError, pack
@@ -94,7 +95,7 @@ class RedisTarget:
         while True:
             sent_at = self._clock.now()
             try:
-                reply = await self._send(link, command, is_asking)
+                reply, replicas = await self._send(link, command, is_asking)
             except ReplyError as error:
                 if error.code == "NOSCRIPT":
                     command = pack(b"EVAL", APPEND.text, *arguments)
@@ -108,7 +109,9 @@ class RedisTarget:
                 attempt += 1
                 continue
             entry_id = EntryId.parse(reply[0]) if reply[0] else None
-            return FlushReply(entry_id, int(reply[1]), reply[2:], sent_at, self._clock.now())
+            return FlushReply(
+                entry_id, int(reply[1]), reply[2:], sent_at, self._clock.now(), replicas
+            )
 
     async def close(self) -> None:
         for state in self._shards:
@@ -163,25 +166,32 @@ class RedisTarget:
             *keyed,
         ]
 
-    async def _send(self, link: Link, command: bytes, is_asking: bool) -> list[Any]:
+    async def _send(self, link: Link, command: bytes, is_asking: bool) -> tuple[list[Any], int]:
+        """The script's reply, and how many replicas have what it wrote."""
         limits = self._limits
         if is_asking:
             link.send(_ASKING)
         answer = link.send(command)
         if not limits.replicas_min:
             reply: list[Any] = await link.wait(answer, limits.reply_seconds_max)
-            return reply
+            return reply, 0
         # WAIT counts what this very connection wrote; sent at once, it costs no round trip of its own.
         wait_ms = int(limits.replicas_wait_seconds_max * 1000)
-        waited = link.send(pack("WAIT", limits.replicas_min, wait_ms))
+        wait = ["WAITAOF", 1] if limits.is_disk_awaited else ["WAIT"]
+        waited = link.send(pack(*wait, limits.replicas_min, wait_ms))
         seconds_max = limits.reply_seconds_max + limits.replicas_wait_seconds_max
         try:
             reply = await link.wait(answer, seconds_max)
         finally:
             replicas = await link.wait(waited, seconds_max)
-        if replicas < limits.replicas_min:
-            raise Retryable(f"only {replicas} of {limits.replicas_min} replicas have it")
-        return reply
+        is_synced = True
+        if limits.is_disk_awaited:
+            is_synced, replicas = bool(replicas[0]), replicas[1]
+        if replicas < limits.replicas_min or not is_synced:
+            metrics.REPLICAS_MISSED.inc()
+            where = "on disk" if limits.is_disk_awaited else "in memory"
+            raise Retryable(f"only {replicas} of {limits.replicas_min} replicas have it {where}")
+        return reply, int(replicas)
 
     def _refusal(self, link: Link, error: ReplyError) -> Exception:
         """What an error reply means for the caller."""
@@ -195,7 +205,13 @@ class RedisTarget:
         return Retryable(str(error))
 
     async def _check_install(self) -> None:
-        await ensure_install(self._connector, self._keys, self._limits.reply_seconds_max)
+        limits = self._limits
+        await ensure_install(
+            self._connector,
+            self._keys,
+            limits.reply_seconds_max,
+            is_disk_awaited=bool(limits.replicas_min and limits.is_disk_awaited),
+        )
         self._is_checked = True
 
     async def _open(self, shard: int) -> Link:
@@ -236,11 +252,13 @@ class RedisTarget:
         return await self._connector.open(self._keys.streams[shard], "append")
 
 
-async def ensure_install(connector: Connector, keys: LogKeys, seconds_max: float) -> None:
+async def ensure_install(
+    connector: Connector, keys: LogKeys, seconds_max: float, *, is_disk_awaited: bool = False
+) -> None:
     """Check the servers, and store the number of shards at the first use.
 
     Raises Rejected where another number is stored, or where a server may evict: it would drop orders
-    and keys that were answered, without a word.
+    and keys that were answered, without a word. Also where disks are to be awaited and a server can't.
     """
     link = await connector.open(keys.install, "keeper")
     try:
@@ -256,8 +274,30 @@ async def ensure_install(connector: Connector, keys: LogKeys, seconds_max: float
         link = await connector.open(stream, "keeper")
         try:
             check_eviction(await link.call("INFO", "memory", seconds_max=seconds_max))
+            if is_disk_awaited:
+                await _check_disk(link, seconds_max)
         finally:
             link.close()
+
+
+async def _check_disk(link: Link, seconds_max: float) -> None:
+    """Raises Rejected where WAITAOF would only ever fail. The server is asked, not its version: Redis 7.0 has
+    no such command, and others may have named it otherwise."""
+    [known] = await link.call("COMMAND", "INFO", "WAITAOF", seconds_max=seconds_max)
+    if not known:
+        raise Rejected(
+            "no-waitaof",
+            "Redis has no WAITAOF, so nobody can wait for its replicas' disks: "
+            "set COFFEE_RT_ORDER_API_REPLICAS_LEVEL=memory, or take Redis 7.2 or Valkey",
+            "/replicas-level",
+        )
+    info = await link.call("INFO", "persistence", seconds_max=seconds_max)
+    if b"aof_enabled:0" in info:
+        raise Rejected(
+            "no-append-only-file",
+            "Redis has no append-only file, so an order is never on its disk: set appendonly yes",
+            "/replicas-level",
+        )
 
 
 def check_eviction(info: bytes) -> None:

@@ -93,6 +93,16 @@ class Appended(msgspec.Struct, frozen=True, gc=False):
     outcome: Outcome
     order_id: bytes
     position: Position
+    replicas: int = 0
+    """How many replicas are known to have it, as far as the producer waits for them; 0: none was asked."""
+
+
+class Logged(NamedTuple):
+    """What is answered to plain records: all of them are new."""
+
+    position: Position
+    replicas: int = 0
+    """As in Appended."""
 
 
 class OrderProducer(Protocol):
@@ -126,9 +136,9 @@ class OrderProducer(Protocol):
 
     async def append_plain(
         self, shard: int, records: Sequence[bytes], trace: str = ""
-    ) -> list[Position]:
-        """As `append_many`, for records with neither key nor client id: all are new, so their positions
-        are the whole answer."""
+    ) -> list[Logged]:
+        """As `append_many`, for records with neither key nor client id: all are new, so where they are is
+        the whole answer."""
 
     async def close(self) -> None:
         """Waits for flushes under way, refuses new ones."""

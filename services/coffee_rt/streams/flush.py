@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 from coffee_rt.domain.wire import RECORDS_MAX
 from coffee_rt.errors import Rejected
-from coffee_rt.streams.contract import Append, Appended, EntryId, Outcome, Position
+from coffee_rt.streams.contract import Append, Appended, EntryId, Logged, Outcome, Position
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,9 @@ class ProducerLimits:
     """How long a client's order id is remembered: as long as one is taken, and a little more."""
     replicas_min: int = 0
     """Replicas that must have a flush before it counts as logged (WAIT)."""
+    is_disk_awaited: bool = False
+    """Have it on their disks, and the server on its own (WAITAOF); else in memory. Waits for their fsync,
+    causes none."""
     replicas_wait_seconds_max: float = 1.0
     """Longest wait for them; then the outcome is unknown."""
 
@@ -97,6 +100,8 @@ class FlushReply(NamedTuple):
     hits: Sequence[int | bytes]
     sent_at: float
     received_at: float
+    replicas: int = 0
+    """How many replicas have it; 0 where none are waited for."""
 
 
 class FlushTarget(Protocol):
@@ -169,28 +174,33 @@ def plan_flush(
     return Flush(shard, batch_id, highest, items, unkeyed, keyed, trace)
 
 
-def resolve_flush(flush: Flush, reply: FlushReply) -> Iterator[list[Appended] | Position]:
-    """The answer of each item of the flush, in order: of a plain one its position."""
+def resolve_flush(flush: Flush, reply: FlushReply) -> Iterator[list[Appended] | Logged]:
+    """The answer of each item of the flush, in order."""
     position = Position(flush.shard, reply.entry_id or EntryId(0, 0), flush.batch_id)
-    hits = iter(reply.hits)
+    hits, replicas = iter(reply.hits), reply.replicas
     for item in flush.items:
         if isinstance(item, PlainItem):
-            yield position
+            yield Logged(position, replicas)
             continue
         if not item.keyed:
-            yield [Appended(Outcome.NEW, append.order_id, position) for append in item.appends]
+            yield [
+                Appended(Outcome.NEW, append.order_id, position, replicas)
+                for append in item.appends
+            ]
             continue
         yield [
-            _resolve_keyed(flush, append, next(hits), position)
+            _resolve_keyed(flush, append, next(hits), position, replicas)
             if is_keyed(append)
-            else Appended(Outcome.NEW, append.order_id, position)
+            else Appended(Outcome.NEW, append.order_id, position, replicas)
             for append in item.appends
         ]
 
 
-def _resolve_keyed(flush: Flush, append: Append, hit: int | bytes, position: Position) -> Appended:
+def _resolve_keyed(
+    flush: Flush, append: Append, hit: int | bytes, position: Position, replicas: int
+) -> Appended:
     if hit == 0:
-        return Appended(Outcome.NEW, append.order_id, position)
+        return Appended(Outcome.NEW, append.order_id, position, replicas)
     if isinstance(hit, int):
         first = flush.keyed[hit - 1]
         order_id, claim = first.order_id, claim_of(first)
@@ -198,7 +208,8 @@ def _resolve_keyed(flush: Flush, append: Append, hit: int | bytes, position: Pos
         order_id, claim = hit[:16], hit[16:32]
         position = position_of_value(flush.shard, hit)
     outcome = Outcome.DUPLICATE if claim == claim_of(append) else Outcome.CONFLICT
-    return Appended(outcome, order_id, position)
+    # What replicas have of this connection includes all that was written before, hence the first one.
+    return Appended(outcome, order_id, position, replicas)
 
 
 def split_items(appends: Sequence[Append], limits: ProducerLimits) -> list[Item]:

@@ -19,6 +19,11 @@ FLUSH_RECORDS = metrics.histogram(
     "Records sharing one flush. Rises with load; at the limit, add shards or order_api pods.",
     buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000),
 )
+REPLICAS_MISSED = metrics.counter(
+    "coffee_rt_log_replicas_missed_total",
+    "Flushes that fewer replicas had in time than were asked for: outcome unknown. Rising: look at the "
+    "replicas and at the network between them.",
+)
 QUEUE_RECORDS = metrics.gauge(
     "coffee_rt_log_queue_records",
     "Records waiting for the next flush, by shard. Steadily high: Redis is slower than the intake.",

@@ -16,7 +16,7 @@ from coffee_rt.domain.ids import IdMinter
 from coffee_rt.errors import CoffeeRtError, NotExecuted, Overload, Retryable
 from coffee_rt.runtime.clock import Clock
 from coffee_rt.streams import metrics
-from coffee_rt.streams.contract import Append, Appended, Position
+from coffee_rt.streams.contract import Append, Appended, Logged
 from coffee_rt.streams.flush import (
     Flush,
     FlushTarget,
@@ -133,15 +133,15 @@ class GroupProducer:
 
     async def append_plain(
         self, shard: int, records: Sequence[bytes], trace: str = ""
-    ) -> list[Position]:
+    ) -> list[Logged]:
         if not records:
             return []
         items = split_records(records, trace, self._limits)
-        answers: list[Position] = await self._put_all(shard, items)
+        answers: list[Logged] = await self._put_all(shard, items)
         return [
-            position
+            logged
             for item, answer in zip(items, answers, strict=True)
-            for position in [answer] * item.count
+            for logged in [answer] * item.count
         ]
 
     async def join(self) -> None:
