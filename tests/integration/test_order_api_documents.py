@@ -29,7 +29,7 @@ async def test_the_examples_of_the_page_are_answered_as_it_says(
         for body in blocks("order"):
             reply = await api.post(ORDERS, body)
             assert reply.status == 202
-            assert set(reply.json) == {"order_id", "position", "ack", "duplicate"}
+            assert set(reply.json) == {"order_id", "position", "ack", "replicas", "duplicate"}
         for body in blocks("batch"):
             records = msgspec.json.decode(body)
             reply = await api.post(BATCH, body)
