@@ -109,6 +109,9 @@ def test_valkey_writes_to_disk_before_it_answers_and_never_evicts(valkey: Embedd
         assert client.config_get("appendonly")["appendonly"] == "yes"
         assert client.config_get("appendfsync")["appendfsync"] == "always"
         assert client.config_get("maxmemory-policy")["maxmemory-policy"] == "noeviction"
+        # A rewrite of the file holds answers up for tens of milliseconds: not at every 64 MB.
+        size = client.config_get("auto-aof-rewrite-min-size")["auto-aof-rewrite-min-size"]
+        assert int(size) == 512 << 20
 
 
 def test_valkey_keeps_its_data_after_being_killed(valkey: EmbeddedValkey) -> None:

@@ -272,10 +272,12 @@ async def test_duplicates_write_too_so_that_wait_covers_them(
         assert (await producer.append(0, append)).outcome is Outcome.DUPLICATE
         assert replica.pid is not None
         os.kill(replica.pid, signal.SIGSTOP)
-        # The order is on the replica already, but nobody can know that: WAIT must not say so.
-        with pytest.raises(Retryable, match="replicas"):
-            await producer.append(0, append)
-        os.kill(replica.pid, signal.SIGCONT)
+        try:
+            # The order is on the replica already, but nobody can know that: WAIT must not say so.
+            with pytest.raises(Retryable, match="replicas"):
+                await producer.append(0, append)
+        finally:
+            os.kill(replica.pid, signal.SIGCONT)
         assert (await producer.append(0, append)).outcome is Outcome.DUPLICATE
         await bed.close()
         behind.disconnect()
