@@ -21,6 +21,8 @@ from coffee_rt.store.contract import (
     OrderWriter,
     StoreKeeper,
 )
+from coffee_rt.store.intake import PostgresIntake
+from coffee_rt.store.intake_contract import Intake
 from coffee_rt.store.keeper import PostgresKeeper
 from coffee_rt.store.keys import PostgresApiKeys
 from coffee_rt.store.letter_redriver import PostgresLetterRedriver
@@ -31,6 +33,7 @@ from coffee_rt.store.memory import (
     MemoryOrderWriter,
 )
 from coffee_rt.store.memory_database import MemoryDatabase, MemoryLane, MemoryView
+from coffee_rt.store.memory_intake import MemoryIntake
 from coffee_rt.store.memory_redriver import MemoryLetterRedriver
 from coffee_rt.store.orders import PostgresOrderWriter
 from coffee_rt.store.pool import Pool, create_pool
@@ -53,6 +56,7 @@ class WriteStore:
     keeper: StoreKeeper
     keys: ApiKeyStore
     redriver: LetterRedriver
+    intake: Intake
     database: MemoryDatabase | None = None
     pool: Pool | None = None
 
@@ -97,6 +101,7 @@ async def a_write_store(database_url: str | None, **settings: Any) -> AsyncItera
             MemoryKeeper(database),
             MemoryApiKeys(database),
             MemoryLetterRedriver(database, lambda: NOW_MS / 1000),
+            MemoryIntake(database, lambda: NOW_MS / 1000),
             database=database,
         )
         return
@@ -108,6 +113,7 @@ async def a_write_store(database_url: str | None, **settings: Any) -> AsyncItera
             PostgresKeeper(pool),
             PostgresApiKeys(pool),
             PostgresLetterRedriver(pool, id_age_days_max=36_500),
+            PostgresIntake(pool),
             pool=pool,
         )
     finally:

@@ -20,6 +20,9 @@ WIRE_VERSIONS_READABLE = frozenset({1})
 RECORDS_MAX = 20_000
 """More records than this in one entry are refused by writers and by readers."""
 
+INTAKE_SHARD = -1
+"""Stands for the shard where a record batch came by the database's intake and no stream."""
+
 _encoder = msgspec.msgpack.Encoder()
 _batch_decoder = msgspec.msgpack.Decoder(list[Order])
 _split_decoder = msgspec.msgpack.Decoder(list[msgspec.Raw])
@@ -40,6 +43,11 @@ def batch_header(count: int) -> bytes:
 def join_records(records: list[bytes]) -> bytes:
     """What the append script does, in Python: for the memory log and for tests."""
     return batch_header(len(records)) + b"".join(records)
+
+
+def order_id_of(record: bytes) -> bytes:
+    """The order id of an encoded record, which is its first element: array header, bin header, 16 bytes."""
+    return record[3:19]
 
 
 def decode_batch(version: int, data: bytes) -> list[Order]:

@@ -7,14 +7,15 @@ client was told 202 and must be able to learn what became of it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from operator import attrgetter, itemgetter
 
 from coffee_rt.domain.orders import Order
-from coffee_rt.domain.wire import encode_record
+from coffee_rt.domain.wire import INTAKE_SHARD, encode_record
 from coffee_rt.store.contract import BadData, DeadRecord, EntryOutcome, EntryWrite
+from coffee_rt.store.intake_contract import KeyHolder
 from coffee_rt.store.order_rows import Row, check_widths
 
 ORDER_ID_CONFLICT = "order-id-conflict"
@@ -60,9 +61,27 @@ class BatchPlan:
     duplicate_ids: list[bytes] = field(default_factory=list)
     dead_ids: list[bytes] = field(default_factory=list)
 
+    keyed: list[Row] = field(default_factory=list)
+    """Those of the rows that came under an Idempotency-Key."""
+
     @property
     def orders(self) -> list[Order]:
         return [row[1] for row in self.rows]
+
+    @property
+    def intake_ids(self) -> list[bytes]:
+        """Batch ids of the entries that wait in the intake: all of a batch do, or none."""
+        if not self.entries or self.entries[0].write.shard != INTAKE_SHARD:
+            return []
+        return [each.ledger_id for each in self.entries]
+
+    def claims(self) -> list[tuple[bytes, bytes, bytes, bytes]]:
+        """The keys of the rows, each once: (key hash, order id, body hash, batch id)."""
+        return [
+            (row[1].key_hash, row[0], row[1].body_hash, row[2])
+            for row in self.keyed
+            if row[1].key_hash is not None and len(row[1].key_hash) == 16
+        ]
 
     def by_ledger_id(self) -> dict[bytes, EntryPlan]:
         return {entry.ledger_id: entry for entry in self.entries}
@@ -96,17 +115,33 @@ def plan_batch(entries: Sequence[EntryWrite]) -> BatchPlan:
         for dead in write.dead
         if dead.order_id is not None and len(dead.order_id) == 16
     )
-    if _has_repetition(all_orders):
+    keys = [key for key in map(_get_key, all_orders) if key is not None]
+    if len(set(keys)) < len(keys) or len(set(map(_get_id, all_orders))) < len(all_orders):
         _set_repetitions_aside(plan, plans)
     plan.rows.sort(key=_first)
+    if keys:
+        plan.keyed = [row for row in plan.rows if row[1].key_hash is not None]
     return plan
 
 
-def _has_repetition(orders: list[Order]) -> bool:
-    if len(set(map(_get_id, orders))) < len(orders):
-        return True
-    keys = [key for key in map(_get_key, orders) if key is not None]
-    return len(set(keys)) < len(keys)
+def settle_key_losers(plan: BatchPlan, holders: Mapping[bytes, KeyHolder]) -> None:
+    """Drop the rows whose key another order holds: a repetition becomes an alias of that order, another body
+    a dead letter."""
+    if not holders:
+        return
+    entries = plan.by_ledger_id()
+    lost = [row for row in plan.keyed if row[1].key_hash in holders]
+    for _, order, ledger_id in lost:
+        holder = holders[order.key_hash or b""]
+        # What lost to the loser in this batch stands for the holder too.
+        plan.aliases = [
+            (alias, tenant, holder.order_id if target == order.order_id else target)
+            for alias, tenant, target in plan.aliases
+        ]
+        _settle_key_race(plan, entries[ledger_id], order, holder)
+    gone = {row[0] for row in lost}
+    plan.rows = [row for row in plan.rows if row[0] not in gone]
+    plan.keyed = [row for row in plan.keyed if row[0] not in gone]
 
 
 def _set_repetitions_aside(plan: BatchPlan, plans: dict[bytes, EntryPlan]) -> None:
@@ -142,7 +177,9 @@ def settle_repetition(
         _bury(plan, entry, order, ORDER_ID_CONFLICT, detail)
 
 
-def _settle_key_race(plan: BatchPlan, entry: EntryPlan, order: Order, winner: Order) -> None:
+def _settle_key_race(
+    plan: BatchPlan, entry: EntryPlan, order: Order, winner: Order | KeyHolder
+) -> None:
     entry.stored -= 1
     if order.body_hash == winner.body_hash:
         entry.duplicates += 1

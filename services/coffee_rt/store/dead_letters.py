@@ -64,10 +64,13 @@ async def insert_aliases(connection: Any, aliases: Sequence[tuple[bytes, int, by
 
 
 async def find_dead_letter(pool: Pool, tenant: int, order_id: bytes) -> DeadLetter | None:
-    """The newest dead letter of an order id."""
+    """The newest dead letter of an order id, or of the order it is an alias of."""
     row = await pool.fetchrow(
         f"""SELECT {COLUMNS} FROM dead_letters
-        WHERE order_id = $1 AND tenant = $2 AND redriven_at IS NULL ORDER BY id DESC LIMIT 1""",
+        WHERE order_id = ANY(ARRAY(
+            SELECT $1::uuid
+            UNION ALL SELECT target FROM order_aliases WHERE order_id = $1::uuid AND tenant = $2
+        )) AND tenant = $2 AND redriven_at IS NULL ORDER BY id DESC LIMIT 1""",
         order_id.hex(),
         tenant,
     )

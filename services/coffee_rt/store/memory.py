@@ -13,7 +13,13 @@ from coffee_rt.domain.ids import id_time_ms
 from coffee_rt.domain.orders import Order, check_stored_order
 from coffee_rt.domain.views import compute_deltas, lane_of
 from coffee_rt.errors import Bug, Rejected
-from coffee_rt.store.batches import BatchPlan, plan_batch, settle_repetition, without_orders
+from coffee_rt.store.batches import (
+    BatchPlan,
+    plan_batch,
+    settle_key_losers,
+    settle_repetition,
+    without_orders,
+)
 from coffee_rt.store.contract import (
     KEEP_DAYS_MIN,
     RECENT_ROWS_MAX,
@@ -30,8 +36,10 @@ from coffee_rt.store.contract import (
     StoredOrder,
     ViewsTooNew,
 )
+from coffee_rt.store.intake_contract import KeyHolder
 from coffee_rt.store.keeper import check_shards
 from coffee_rt.store.memory_database import GapRow, LedgerRow, MemoryDatabase
+from coffee_rt.store.memory_intake import key_losers
 from coffee_rt.store.partitions import DAY_MS, day_of, partition_of, plan_days
 
 _COUNTS = ("entries", "records", "stored", "duplicates", "dead")
@@ -89,14 +97,24 @@ class MemoryOrderWriter:
         if database.catalogue.views_too_new:
             raise ViewsTooNew("this release can't maintain a view")
         given = plan_batch(entries)
-        fresh = [each.write for each in given.entries if each.ledger_id not in database.ledger]
+        missing = set(given.intake_ids) - set(database.intake)
+        fresh = [
+            each.write
+            for each in given.entries
+            if each.ledger_id not in database.ledger and each.ledger_id not in missing
+        ]
         plan = plan_batch(fresh)
+        settle_key_losers(plan, key_losers(plan, database.order_keys))
         for order in plan.orders:
             self._check_order(order)
         # From here on nothing fails: it is one transaction.
         for each in given.entries:
             if each.ledger_id in database.ledger:
                 database.ledger[each.ledger_id].redeliveries += 1
+        for batch_id in given.intake_ids:
+            database.intake.pop(batch_id, None)
+        for key_hash, *holder in plan.claims():
+            database.order_keys.setdefault(key_hash, KeyHolder(*holder))
         xid = database.next_xid()
         inserted = self._insert(plan)
         self._record(plan)
@@ -192,7 +210,9 @@ class MemoryOrderReader:
     async def find_dead_letter(self, tenant: int, order_id: bytes) -> DeadLetter | None:
         """See OrderReader."""
         letters = await self.dead_letters(tenant, len(self._database.dead_letters), None)
-        return next((letter for letter in letters if letter.order_id == order_id), None)
+        owner, target = self._database.aliases.get(order_id, (tenant, order_id))
+        wanted = {order_id, target} if owner == tenant else {order_id}
+        return next((letter for letter in letters if letter.order_id in wanted), None)
 
     async def recent_orders(
         self, tenant: int | None, limit: int, before: bytes | None = None, store: str | None = None

@@ -19,6 +19,7 @@ from coffee_rt.store.contract import (
     RetentionPolicy,
     StoredOrder,
 )
+from coffee_rt.store.intake_contract import KeyHolder, WaitingBatch
 from coffee_rt.store.view_contract import ViewState
 from coffee_rt.store.view_tables import Catalogue
 
@@ -96,6 +97,11 @@ class MemoryDatabase:
     dead_letters: list[DeadLetter] = field(default_factory=list)
     aliases: dict[bytes, tuple[int, bytes]] = field(default_factory=dict)
     """Id -> (tenant, id of the order it stands for)."""
+    intake: dict[bytes, WaitingBatch] = field(default_factory=dict)
+    """What waits, by batch id; belongs to memory_intake.py, and commits take from it."""
+    intake_accepted: int = 0
+    order_keys: dict[bytes, KeyHolder] = field(default_factory=dict)
+    """Idempotency-Keys of what is stored or waits in the intake."""
     partitions: dict[int, PartitionState] = field(default_factory=dict)
     detached: dict[int, PartitionState] = field(default_factory=dict)
     retired_to_ms: int = 0

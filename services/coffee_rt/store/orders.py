@@ -2,7 +2,7 @@
 
 Enters: entries decoded and checked. Leaves: a commit that holds the ledger rows, the orders, the deltas of
 every live view and the dead letters, or nothing. Its order of steps is the same in every worker, which is
-what keeps workers from deadlocking: catalogue lock, ledger by batch id, orders by id, deltas.
+what keeps workers from deadlocking: catalogue lock, intake and ledger by batch id, keys, orders by id, deltas.
 Any task may commit at any time. Cancellation rolls back, or leaves it unknown: the ledger absorbs a repeat.
 """
 
@@ -20,7 +20,13 @@ import asyncpg
 from coffee_rt.domain.orders import Order
 from coffee_rt.domain.views import compute_deltas
 from coffee_rt.errors import Bug, Retryable
-from coffee_rt.store.batches import BatchPlan, EntryPlan, plan_batch, without_orders
+from coffee_rt.store.batches import (
+    BatchPlan,
+    EntryPlan,
+    plan_batch,
+    settle_key_losers,
+    without_orders,
+)
 from coffee_rt.store.contract import (
     BadData,
     Committed,
@@ -32,7 +38,9 @@ from coffee_rt.store.contract import (
 from coffee_rt.store.dead_letters import insert_aliases, insert_dead_letters
 from coffee_rt.store.duplicates import insert_suspects, split_suspects
 from coffee_rt.store.faults import MissingPartition
+from coffee_rt.store.intake import take_batches
 from coffee_rt.store.ledger import correct_counts, record_entries, record_gaps, touch_entry
+from coffee_rt.store.order_keys import claim_keys
 from coffee_rt.store.order_rows import COLUMNS, RowEncoder
 from coffee_rt.store.partitions import ensure_days_of
 from coffee_rt.store.pool import Pool, copy_into
@@ -91,8 +99,16 @@ class _ProbeDone(Exception):
 class PostgresOrderWriter:
     """OrderWriter on PostgreSQL. Shared by the tasks of one worker."""
 
-    def __init__(self, pool: Pool, *, blocker_seconds_max: float = BLOCKER_SECONDS_MAX) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        *,
+        blocker_seconds_max: float = BLOCKER_SECONDS_MAX,
+        are_keys_noted: bool = True,
+    ) -> None:
+        """`are_keys_noted`: keep Idempotency-Keys of what is stored, so that the intake knows them."""
         self._pool = pool
+        self._are_keys_noted = are_keys_noted
         self._catalogue = _UNKNOWN
         self._encoder = RowEncoder()
         self._blocker_seconds_max = blocker_seconds_max
@@ -176,6 +192,10 @@ class PostgresOrderWriter:
     ) -> Committed:
         """Everything between BEGIN and COMMIT."""
         async with self._unblocked(connection, is_claimed):
+            if batch.plan.intake_ids:
+                batch = await self._take(connection, batch, is_claimed)
+                if not batch.plan.entries:
+                    return Committed(0, _outcomes(batch.entries, []), {})
             recorded = await record_entries(connection, batch.plan.entries)
         if recorded.generation != self._catalogue.generation:
             self._catalogue = await load_catalogue(connection)
@@ -189,6 +209,8 @@ class PostgresOrderWriter:
             return Committed(recorded.xid, _outcomes(batch.entries, []), {})
         planned = batch.plan
         batch = self._narrow(batch, recorded.fresh, catalogue, suspicion)
+        if batch.plan.keyed and self._are_keys_noted:
+            batch = await self._note_keys(connection, batch, catalogue, planned)
         if suspicion is _Suspicion.NONE:
             await _copy_orders(connection, batch.payload)
         else:
@@ -207,6 +229,35 @@ class PostgresOrderWriter:
             duplicate_order_ids=batch.plan.duplicate_ids,
         )
 
+    async def _take(self, connection: Any, batch: _Prepared, is_claimed: bool) -> _Prepared:
+        """The batch's entries that still waited in the intake; they are taken out of it here. The others are
+        stored, or being stored, by another worker."""
+        taken = await take_batches(connection, batch.plan.intake_ids, is_claimed=is_claimed)
+        if len(taken) == len(batch.plan.entries):
+            return batch
+        writes = [each.write for each in batch.plan.entries if each.ledger_id in taken]
+        prepared = self._prepare(writes, plan_batch(writes), batch.catalogue)
+        return replace(prepared, entries=batch.entries)
+
+    async def _note_keys(
+        self, connection: Any, batch: _Prepared, catalogue: Catalogue, planned: BatchPlan
+    ) -> _Prepared:
+        """Take the keys of the batch's orders; those whose key another order holds are no rows any more."""
+        holders = await claim_keys(connection, batch.plan.claims())
+        if not holders:
+            return batch
+        plan = batch.plan
+        if plan is planned:
+            # The one that was prepared stays as it is: this batch may be tried again.
+            plan = plan_batch([each.write for each in plan.entries])
+        settle_key_losers(plan, holders)
+        return replace(
+            batch,
+            plan=plan,
+            payload=self._encoder.encode(plan.rows),
+            deltas=encode_views(catalogue, plan.orders),
+        )
+
     def _narrow(
         self,
         batch: _Prepared,
@@ -222,7 +273,8 @@ class PostgresOrderWriter:
             )
         if suspicion is not _Suspicion.NONE:
             # A plan is changed by what the slow way finds, and this batch may be tried again.
-            return replace(batch, plan=plan_batch(batch.entries))
+            # Of the plan's entries: those given may hold some that another worker took from the intake.
+            return replace(batch, plan=plan_batch([each.write for each in batch.plan.entries]))
         if catalogue.generation != batch.catalogue.generation:
             return replace(batch, deltas=encode_views(catalogue, batch.plan.orders))
         return batch
