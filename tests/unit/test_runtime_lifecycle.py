@@ -18,6 +18,7 @@ import aiohttp
 import pytest
 import structlog
 
+from coffee_rt.fanout.settings import FanoutSettings
 from coffee_rt.runtime.files import ensure_open_files
 from coffee_rt.runtime.health import Health, health_app
 from coffee_rt.runtime.lifecycle import Lifecycle, run, serve_http
@@ -188,6 +189,13 @@ def test_too_few_open_files_are_a_plain_sentence() -> None:
     assert limit == -1 or limit >= 64
     with pytest.raises(SettingsError, match="files may be open"):
         ensure_open_files(2**62)
+
+
+def test_a_process_asks_for_as_many_open_files_as_it_allows_connections() -> None:
+    settings = ProcessSettings(http_connections_max=5000, open_files_min=64)
+    assert settings.open_files() >= 5000
+    assert FanoutSettings(auth="off", sessions_max=20_000).open_files() >= 23_000
+    assert ProcessSettings(open_files_min=100_000).open_files() == 100_000
 
 
 async def test_a_task_that_swallows_one_cancellation_is_cancelled_again() -> None:

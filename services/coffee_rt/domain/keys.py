@@ -136,9 +136,14 @@ class KeyRing:
         self._keys: dict[str, KnownKey] = {}
         self._principals: dict[str, Principal] = {}
         self._loaded_at: float | None = None
+        self.generation = 0
+        """Higher after a load that brought anything new: what was allowed before must be asked for again."""
 
     def load(self, keys: Iterable[KnownKey], now: float) -> None:
-        self._keys = {key.key_id: key for key in keys}
+        loaded = {key.key_id: key for key in keys}
+        if loaded != self._keys:
+            self.generation += 1
+        self._keys = loaded
         self._principals = {
             key.key_id: Principal(key.tenant, key.key_id, key.requests_per_minute, key.scopes)
             for key in self._keys.values()

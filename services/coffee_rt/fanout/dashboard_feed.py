@@ -20,10 +20,11 @@ from coffee_rt.domain.dashboard import (
 from coffee_rt.domain.views import Aggregate, Field, ViewDefinition
 from coffee_rt.errors import CoffeeRtError, Overload, Rejected, Retryable
 from coffee_rt.fanout import metrics
+from coffee_rt.fanout.allowance import Allowance
 from coffee_rt.fanout.contract import RecentOrderReader, ViewQueries
 from coffee_rt.fanout.frames import Frame, encode
 from coffee_rt.fanout.hub import Hub
-from coffee_rt.fanout.protocol import CLOSE_DRAIN, CLOSE_POLICY, CLOSE_TRY_LATER
+from coffee_rt.fanout.protocol import CLOSE_DRAIN, CLOSE_POLICY, CLOSE_TOO_MANY, CLOSE_TRY_LATER
 from coffee_rt.fanout.sockets import Socket
 from coffee_rt.runtime.clock import Clock
 from coffee_rt.store.view_contract import ViewQuery
@@ -35,14 +36,18 @@ DRINKS_MAX = 10_000
 
 
 class DashboardSession:
-    """One socket; it listens to nothing the client says."""
+    """One socket; it listens to nothing the client says, and only so often."""
 
-    __slots__ = ("_feed", "_sent", "is_closed", "socket", "tenant")
+    __slots__ = ("_allowance", "_feed", "_sent", "is_closed", "socket", "tenant", "token")
 
-    def __init__(self, feed: DashboardFeed, socket: Socket, tenant: int) -> None:
+    def __init__(
+        self, feed: DashboardFeed, socket: Socket, tenant: int, token: str | None = None
+    ) -> None:
         self._feed = feed
+        self._allowance = feed.allowance()
         self.socket = socket
         self.tenant = tenant
+        self.token = token
         self.is_closed = False
         self._sent: Frame | None = None
 
@@ -54,9 +59,12 @@ class DashboardSession:
             metrics.frames.labels("dashboard").inc()
 
     def on_message(self, text: bytes) -> None:
-        """Clients of this route say nothing; what they say is ignored."""
+        """Clients of this route say nothing; what they say is ignored, and counted."""
+        self.on_activity()
 
     def on_activity(self) -> bool:
+        if not self._allowance.take(self._feed.monotonic()):
+            self.close(CLOSE_TOO_MANY, "too many messages")
         return not self.is_closed
 
     def on_writable(self) -> None:
@@ -106,7 +114,7 @@ class DashboardFeed:
             code = CLOSE_POLICY if isinstance(error, Rejected) else CLOSE_TRY_LATER
             session.close(code, error.code if isinstance(error, Rejected | Overload) else "away")
             return session
-        session = DashboardSession(self, socket, tenant)
+        session = DashboardSession(self, socket, tenant, token)
         self._sessions.setdefault(tenant, {})[session] = None
         metrics.sessions.labels("dashboard").inc()
         self.show_newest(session)
@@ -126,6 +134,32 @@ class DashboardFeed:
         newest = self._newest.get(session.tenant)
         if newest is not None:
             session.show(newest[2])
+
+    def allowance(self) -> Allowance:
+        """What one of its sessions may say."""
+        limits = self._hub.limits
+        return Allowance(limits.messages_per_second, limits.messages_burst, self._clock.monotonic())
+
+    def monotonic(self) -> float:
+        return self._clock.monotonic()
+
+    def recheck_keys(self) -> None:
+        """Keys have changed: sessions of those that are no longer valid end."""
+        for sessions in list(self._sessions.values()):
+            for session in list(sessions):
+                self._recheck(session)
+
+    def _recheck(self, session: DashboardSession) -> None:
+        if session.token is None:
+            return
+        try:
+            is_valid = self._authorize(session.token) == session.tenant
+        except Rejected:
+            is_valid = False
+        except CoffeeRtError:
+            return
+        if not is_valid:
+            session.close(CLOSE_POLICY, "bad-api-key")
 
     def close(self) -> None:
         """Send all sessions away."""

@@ -187,10 +187,15 @@ class Hub:
             self._unknown[session] = None
             return session
         try:
-            session.admit(self.authorize(token))
+            session.admit(self.authorize(token), token)
         except CoffeeRtError as error:
             session.fail(error)
         return session
+
+    def recheck_keys(self) -> None:
+        """Keys have changed: sessions of those that are no longer valid end."""
+        for session in list(self._sessions):
+            session.recheck()
 
     def listen(self, on_change: Callable[[], None]) -> None:
         """Call `on_change` after every flush (the dashboard's feed recomputes then)."""

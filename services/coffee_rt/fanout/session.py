@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from coffee_rt.errors import CoffeeRtError, Overload, Rejected
 from coffee_rt.fanout import metrics
+from coffee_rt.fanout.allowance import Allowance
 from coffee_rt.fanout.channel import Channel
 from coffee_rt.fanout.frames import Frame, message
 from coffee_rt.fanout.protocol import (
@@ -73,7 +74,6 @@ class Session:
 
     __slots__ = (
         "_allowance",
-        "_allowance_at",
         "_host",
         "_outbox",
         "heard_at",
@@ -85,6 +85,7 @@ class Session:
         "socket",
         "subscriptions",
         "tenant",
+        "token",
     )
 
     def __init__(self, host: SessionHost, socket: Socket, id_: str, kind: str) -> None:
@@ -94,6 +95,7 @@ class Session:
         self.kind = kind
         self.tenant: int | None = None
         """None until the session has shown a token (or needs none)."""
+        self.token: str | None = None
         self.opened_at = host.monotonic()
         self.heard_at = self.opened_at
         self.subscriptions: dict[int, Subscription] = {}
@@ -101,13 +103,29 @@ class Session:
         """Subscriptions that are not in sync, in the order they are served."""
         self.is_closed = False
         self._outbox: deque[Frame] | None = None
-        self._allowance = float(host.limits.messages_burst)
-        self._allowance_at = self.opened_at
+        limits = host.limits
+        self._allowance = Allowance(
+            limits.messages_per_second, limits.messages_burst, self.opened_at
+        )
 
-    def admit(self, tenant: int) -> None:
+    def admit(self, tenant: int, token: str | None = None) -> None:
         """The session may read a tenant's data from now on; it is welcomed."""
         self.tenant = tenant
+        self.token = token
         self.send(self._host.welcome(self))
+
+    def recheck(self) -> None:
+        """Ask again whether the token may read: keys have changed since. Keys that can't be checked now
+        (PostgreSQL is away) end no session."""
+        if self.token is None or self.is_closed:
+            return
+        try:
+            if self._host.authorize(self.token) != self.tenant:
+                raise Rejected("bad-api-key", "The API key is another tenant's now.", status=401)
+        except Rejected as error:
+            self.fail(error)
+        except CoffeeRtError:
+            return
 
     def on_message(self, text: bytes) -> None:
         """A message of the client."""
@@ -131,13 +149,8 @@ class Session:
 
     def on_activity(self) -> bool:
         """Count a message or ping; False when the session was closed for sending too many."""
-        now = self._host.monotonic()
-        self.heard_at = now
-        limits = self._host.limits
-        earned = (now - self._allowance_at) * limits.messages_per_second
-        self._allowance = min(self._allowance + earned, limits.messages_burst) - 1
-        self._allowance_at = now
-        if self._allowance < 0:
+        self.heard_at = self._host.monotonic()
+        if not self._allowance.take(self.heard_at):
             self.close(CLOSE_TOO_MANY, "too many messages")
         return not self.is_closed
 
@@ -234,7 +247,7 @@ class Session:
         if self.tenant is not None:
             return
         try:
-            self.admit(self._host.authorize(hello.token))
+            self.admit(self._host.authorize(hello.token), hello.token)
         except CoffeeRtError as error:
             self.fail(error)
 

@@ -92,3 +92,6 @@ class FanoutSettings(ProcessSettings):
 
     def hosts(self) -> tuple[str, ...]:
         return (self.http_host, self.websocket_host)
+
+    def open_files(self) -> int:
+        return super().open_files() + self.sessions_max

@@ -1,8 +1,8 @@
 """Sockets over picows: WebSocket connections of `/ws` and `/ws/dashboard`.
 
 Frames that many sessions share are framed once by us and written to the transport as they are. Everything
-a client could abuse has a bound: bytes of a message, fragments included; messages; silence; a socket that
-does not read is found by the pings it never answers.
+a client could abuse has a bound: bytes of a message, fragments included; messages; silence. A socket that
+does not read is found by the pings it never answers, or, if it talks all the same, by what it leaves unread.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ class _Connection(WSListener):
         "_server",
         "_session",
         "_transport",
+        "_unread",
         "_visitor",
         "address",
         "is_congested",
@@ -89,6 +90,7 @@ class _Connection(WSListener):
         self._transport: WSTransport | None = None
         self._fragments: bytearray | None = None
         self._is_closing = False
+        self._unread = 0
         self.address: str | None = None
         """Where it was counted in at the door."""
         self.is_congested = False
@@ -127,7 +129,8 @@ class _Connection(WSListener):
         if kind == WSMsgType.TEXT or kind == WSMsgType.CONTINUATION:
             self._on_text(session, kind, frame)
         elif kind == WSMsgType.PING:
-            if session.on_activity():
+            # No pong on top of what it does not read: pings of a deaf socket must not fill our memory.
+            if session.on_activity() and not self.is_congested:
                 transport.send_pong(frame.get_payload_as_bytes())
         elif kind == WSMsgType.CLOSE:
             transport.send_close(frame.get_close_code(), frame.get_close_message())
@@ -179,6 +182,14 @@ class _Connection(WSListener):
         self._transport.disconnect()
         self._server.cut_later(self)
 
+    def is_deaf(self) -> bool:
+        """Whether it has read nothing since this was last asked, with much to be read."""
+        before, self._unread = self._unread, 0
+        if not self.is_congested or self._transport is None:
+            return False
+        self._unread = self._transport.underlying_transport.get_write_buffer_size()
+        return self._unread == before
+
     def cut(self) -> None:
         """End the connection at once, whatever is still to be written."""
         if self._transport is not None:
@@ -229,11 +240,11 @@ class WebSocketServer:
         )
 
     async def run(self) -> None:
-        """Ping every connection in turn, until cancelled; one that stayed silent since is cut."""
+        """Ping every connection in turn, until cancelled; one that was silent or deaf since is cut."""
         while True:
             await self._clock.sleep(self.limits.ping_seconds)
             for connection in list(self._connections):
-                if not connection.is_heard:
+                if not connection.is_heard or connection.is_deaf():
                     connection.cut()
                     continue
                 connection.is_heard = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from ipaddress import ip_network
@@ -107,7 +107,8 @@ async def wired(settings: FanoutSettings, lifecycle: Lifecycle) -> AsyncIterator
         orders=PostgresOrderReader(pool),
         versions=PostgresViewFolder(pool),
     )
-    authorize = await _authorize(settings, pool, lifecycle)
+    authority = await _authority(settings, pool, lifecycle)
+    authorize = allow_anyone if authority is None else authority.tenant_of
     lifecycle.health.set("views", False, "loading views")
     hub = Hub(
         messages=messages,
@@ -130,6 +131,9 @@ async def wired(settings: FanoutSettings, lifecycle: Lifecycle) -> AsyncIterator
         clock=clock,
         decimals=settings.currency_decimals,
     )
+    if authority is not None:
+        authority.listen(hub.recheck_keys)
+        authority.listen(dashboard.recheck_keys)
     door = Door(
         sessions_max=settings.sessions_max,
         sessions_per_address_max=settings.sessions_per_address_max,
@@ -174,18 +178,24 @@ def _hub_limits(settings: FanoutSettings) -> HubLimits:
     )
 
 
-async def _authorize(
+async def _authority(
     settings: FanoutSettings, pool: Pool, lifecycle: Lifecycle
-) -> Callable[[str | None], int]:
+) -> KeyAuthority | None:
+    """None where keys are off."""
     if settings.auth == "off":
-        return allow_anyone
+        return None
     ring = KeyRing(
         age_seconds_max=settings.keys_age_seconds_max,
         fresh_seconds=3 * settings.keys_refresh_seconds,
     )
+    authority = KeyAuthority(ring, lifecycle.clock)
     refresher = KeyRefresher(
-        PostgresApiKeys(pool), ring, lifecycle.clock, settings.keys_refresh_seconds
+        PostgresApiKeys(pool),
+        ring,
+        lifecycle.clock,
+        settings.keys_refresh_seconds,
+        authority.on_refresh,
     )
     await refresher.refresh()
     lifecycle.spawn(refresher.run(), "keys")
-    return KeyAuthority(ring, lifecycle.clock).tenant_of
+    return authority

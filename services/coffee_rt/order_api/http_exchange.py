@@ -1,7 +1,7 @@
 """The HTTP side of a hot route, below any framework: the request's head, its body within bounds, the answer.
 
 Bodies may be gzip or zstd; what they unpack to is bounded while unpacking, so a bomb costs no more than the
-bound. How long a head or a body may take is kept by `http_protocol`.
+bound. How long a head or a body may take is kept by `runtime.http_bounds`.
 """
 
 from __future__ import annotations

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gc
 
-from coffee_rt.order_api.http_protocol import bounded_protocol
+from coffee_rt.order_api.http_protocol import order_api_protocol
 from coffee_rt.order_api.settings import OrderApiSettings
 from coffee_rt.order_api.wiring import open_order_api
 from coffee_rt.runtime import lifecycle as runtime
+from coffee_rt.runtime.http import http_limits
 from coffee_rt.runtime.lifecycle import Lifecycle, serve_http
 from coffee_rt.runtime.settings import load
 
@@ -18,18 +19,17 @@ GARBAGE_OBJECTS = 20_000
 async def main(lifecycle: Lifecycle, settings: OrderApiSettings) -> None:
     """Serve until drained; orders under way are answered before the log is closed."""
     async with open_order_api(settings, lifecycle) as order_api:
-        protocol = bounded_protocol(
-            order_api.app,
-            settings.header_bytes_max,
-            settings.header_seconds_max,
-            settings.body_seconds_max,
+        limits = http_limits(settings)._replace(
+            head_bytes_max=settings.header_bytes_max,
+            head_seconds_max=settings.header_seconds_max,
+            body_seconds_max=settings.body_seconds_max,
         )
         settle_memory()
         await serve_http(
             order_api.app,
             settings,
             lifecycle,
-            http=protocol,
+            order_api_protocol(order_api.app, limits),
             lifespan="off",
             proxy_headers=False,
             date_header=False,

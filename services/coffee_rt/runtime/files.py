@@ -16,6 +16,7 @@ def ensure_open_files(files_min: int) -> int:
     if soft != resource.RLIM_INFINITY and soft < files_min:
         raise SettingsError(
             f"only {soft} files may be open, {files_min} are needed: raise the hard limit "
-            "(ulimit -Hn) or lower COFFEE_RT_OPEN_FILES_MIN"
+            "(ulimit -Hn), or lower COFFEE_RT_HTTP_CONNECTIONS_MAX, COFFEE_RT_FANOUT_SESSIONS_MAX or "
+            "COFFEE_RT_OPEN_FILES_MIN, whichever asks for so many"
         )
     return soft

@@ -1,4 +1,4 @@
-"""Serves an ASGI application until the drain begins; signals stay with the lifecycle."""
+"""Serves an ASGI application within bounds until the drain begins; signals stay with the lifecycle."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
+from coffee_rt.runtime.http_bounds import BoundedProtocol, HttpLimits, bounded
 from coffee_rt.runtime.settings import ProcessSettings, SettingsError
 
 if TYPE_CHECKING:
@@ -17,6 +18,10 @@ KEEP_ALIVE_SECONDS = 75
 """Longer than an ingress keeps idle connections, so that it is the ingress that closes them."""
 
 
+LOOKS_FOR_UNREAD = 4
+"""Looks for answers that nobody reads within the time they may wait."""
+
+
 class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -24,13 +29,18 @@ class _Server(uvicorn.Server):
 
 
 async def serve_http(
-    app: Any, settings: ProcessSettings, lifecycle: Lifecycle, **options: Any
+    app: Any,
+    settings: ProcessSettings,
+    lifecycle: Lifecycle,
+    protocol: type[BoundedProtocol] | None = None,
+    **options: Any,
 ) -> None:
     """Listen on `http_host:http_port` until the drain; then requests under way are answered first.
 
-    `options` go to uvicorn. Raises SettingsError when the port is taken. `lifecycle.wait_listening()`
-    tells the real port.
+    `protocol` is what `bounded` made, by default with the bounds of all processes; `options` go to uvicorn.
+    Raises SettingsError when the port is taken. `lifecycle.wait_listening()` tells the real port.
     """
+    served = protocol or bounded(http_limits(settings))
     config = uvicorn.Config(
         app,
         **{
@@ -40,7 +50,7 @@ async def serve_http(
             "log_level": "warning",
             "access_log": False,
             "loop": "none",
-            "http": "httptools",
+            "http": served,
             "ws": "none",
             "server_header": False,
             "backlog": 4096,
@@ -50,7 +60,10 @@ async def serve_http(
         },
     )
     server = _Server(config)
-    watcher = lifecycle.spawn(_stop_on_drain(server, lifecycle), "http-drain")
+    watchers = [
+        lifecycle.spawn(_stop_on_drain(server, lifecycle), "http-drain"),
+        lifecycle.spawn(_cut_unread(served, lifecycle), "http-unread"),
+    ]
     try:
         await server.serve()
     except SystemExit:
@@ -60,7 +73,25 @@ async def serve_http(
             "not allowed; choose another with COFFEE_RT_HTTP_PORT"
         ) from None
     finally:
-        watcher.cancel()
+        for watcher in watchers:
+            watcher.cancel()
+
+
+def http_limits(settings: ProcessSettings) -> HttpLimits:
+    """The bounds of all processes."""
+    return HttpLimits(
+        answer_seconds_max=settings.http_answer_seconds_max,
+        connections_max=settings.http_connections_max,
+    )
+
+
+async def _cut_unread(protocol: type[BoundedProtocol], lifecycle: Lifecycle) -> None:
+    while True:
+        await lifecycle.clock.sleep(protocol.limits.answer_seconds_max / LOOKS_FOR_UNREAD)
+        now = lifecycle.clock.monotonic()
+        for connection in list(protocol.opened):
+            if connection.is_unread(now):
+                connection.cut()
 
 
 async def _stop_on_drain(server: _Server, lifecycle: Lifecycle) -> None:

@@ -119,7 +119,7 @@ def run(process: str, main: Callable[[Lifecycle, S], Awaitable[None]], settings:
         process, settings.instance, log_format=settings.log_format, level=settings.log_level
     )
     try:
-        files = ensure_open_files(settings.open_files_min)
+        files = ensure_open_files(settings.open_files())
         tracing.configure(process, settings.instance, settings.otlp_endpoint)
     except SettingsError as error:
         log.error("cannot start", reason=str(error))

@@ -38,6 +38,9 @@ FAILOVER_BREAKER_SECONDS = 2.0
 """How long a log that fails over is left alone at most: its next server is there within seconds."""
 
 
+OPEN_FILES_BESIDE = 256
+"""What a process opens beside the connections of its clients: servers' connections, files, libraries."""
+
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -196,6 +199,14 @@ class ProcessSettings(_Settings):
     )
     http_host: str = shared("127.0.0.1", help="Address to listen on.")
     http_port: int = shared(8000, ge=0, le=65535, help="Port to listen on; 0: any free one.")
+    http_connections_max: int = shared(
+        3000,
+        ge=8,
+        help="HTTP connections of this process. At the limit the oldest one without a request makes room.",
+    )
+    http_answer_seconds_max: float = shared(
+        60.0, gt=0, help="Seconds a client may leave an answer unread; then its connection is cut."
+    )
     log_format: Literal["auto", "json", "pretty"] = shared(
         "auto", help="auto: pretty on a terminal, else JSON."
     )
@@ -203,7 +214,10 @@ class ProcessSettings(_Settings):
         "info", help="Least severe level that is written."
     )
     open_files_min: int = shared(
-        1024, ge=64, help="Open files needed; fewer (after raising to the hard limit) won't start."
+        1024,
+        ge=64,
+        help="Open files needed, if more than for all connections that are allowed; fewer (after raising "
+        "to the hard limit) won't start.",
     )
     otlp_endpoint: str | None = shared(
         None, help="Where traces are sent (OTLP over HTTP); none: no traces."
@@ -228,6 +242,10 @@ class ProcessSettings(_Settings):
                     f"COFFEE_RT_AUTH=off is allowed only on a loopback address, not on {host}: "
                     "whoever reaches it could do everything"
                 )
+
+    def open_files(self) -> int:
+        """Open files this process may come to need."""
+        return max(self.open_files_min, self.http_connections_max + OPEN_FILES_BESIDE)
 
     def hosts(self) -> tuple[str, ...]:
         """The addresses this process listens on for callers with API keys."""
