@@ -14,6 +14,7 @@ TOKEN_SUBPROTOCOL = "bearer."
 """A browser can't set headers: it may offer this plus its key as a second subprotocol."""
 
 CLOSE_DONE = 1000
+CLOSE_BAD_FRAME = 1002
 CLOSE_UNSUPPORTED = 1003
 CLOSE_POLICY = 1008
 CLOSE_TOO_BIG = 1009

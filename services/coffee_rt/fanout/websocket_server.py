@@ -28,7 +28,12 @@ from picows import (
 from coffee_rt.errors import Bug, Overload, Rejected
 from coffee_rt.fanout.door import Door, Visitor
 from coffee_rt.fanout.frames import Frame, encode
-from coffee_rt.fanout.protocol import CLOSE_TOO_BIG, CLOSE_TOO_MANY, CLOSE_UNSUPPORTED
+from coffee_rt.fanout.protocol import (
+    CLOSE_BAD_FRAME,
+    CLOSE_TOO_BIG,
+    CLOSE_TOO_MANY,
+    CLOSE_UNSUPPORTED,
+)
 from coffee_rt.fanout.sockets import Socket
 from coffee_rt.runtime.clock import Clock
 
@@ -125,6 +130,9 @@ class _Connection(WSListener):
         session = self._session
         if self._is_closing or session is None:
             return
+        if frame.rsv1 or frame.rsv2 or frame.rsv3:
+            session.close(CLOSE_BAD_FRAME, "reserved bits")
+            return
         kind = frame.msg_type
         if kind == WSMsgType.TEXT or kind == WSMsgType.CONTINUATION:
             self._on_text(session, kind, frame)
@@ -132,6 +140,8 @@ class _Connection(WSListener):
             # No pong on top of what it does not read: pings of a deaf socket must not fill our memory.
             if session.on_activity() and not self.is_congested:
                 transport.send_pong(frame.get_payload_as_bytes())
+        elif kind == WSMsgType.PONG:
+            session.on_activity()
         elif kind == WSMsgType.CLOSE:
             transport.send_close(frame.get_close_code(), frame.get_close_message())
             transport.disconnect()
@@ -140,6 +150,9 @@ class _Connection(WSListener):
 
     def _on_text(self, session: Listener, kind: WSMsgType, frame: WSFrame) -> None:
         """Put a message together from its fragments; they count as activity, so endless ones end."""
+        if kind == WSMsgType.TEXT and self._fragments is not None:
+            session.close(CLOSE_BAD_FRAME, "a message inside another")
+            return
         if frame.fin and kind == WSMsgType.TEXT:
             session.on_message(frame.get_payload_as_bytes())
             return
