@@ -102,7 +102,7 @@ async def until_no_session(platform: Platform) -> None:
 async def is_serving(platform: Platform) -> bool:
     """Whether somebody else's new session is welcomed."""
     async with platform.connected() as talk:
-        return (await talk.hear())["type"] == "welcome"
+        return bool((await talk.hear())["type"] == "welcome")
 
 
 @contextmanager

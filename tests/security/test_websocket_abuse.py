@@ -31,7 +31,7 @@ from tests.security.raw_sockets import (
 
 pytestmark = pytest.mark.integration
 
-PROTOCOL_ERROR = {1002, None}
+PROTOCOL_ERROR: set[int | None] = {1002, None}
 """None: the library hangs up without a word."""
 
 
@@ -43,7 +43,7 @@ async def platform(
         yield running
 
 
-BAD = {
+BAD: dict[str, tuple[bytes, set[int | None]]] = {
     "reserved bit 1": (frame(TEXT, b"{}", reserved=4), PROTOCOL_ERROR),
     "reserved bits": (frame(TEXT, b"{}", reserved=7), PROTOCOL_ERROR),
     "reserved opcode": (frame(3, b"{}"), PROTOCOL_ERROR | {1003}),
@@ -110,19 +110,21 @@ async def test_a_socket_that_pings_and_never_reads_is_cut(
     database_url: str, valkey_url: str, redis_namespace: str
 ) -> None:
     changes = {"ping_seconds": 0.2, "messages_per_second_max": 1e6, "messages_burst_max": 10**9}
-    async with served(database_url, valkey_url, redis_namespace, **changes) as platform:
-        async with upgraded(platform.fanout.server.port) as socket:
-            socket.reader._transport.pause_reading()  # type: ignore[attr-defined]
-            pings = frame(PING, b"x" * 125) * 1000
-            async with asyncio.timeout(WAIT_SECONDS):
-                while platform.fanout.hub.session_count:
-                    if not socket.writer.transport.is_closing():
-                        socket.send(pings)
-                    await asyncio.sleep(0.02)
-                    for connection in platform.fanout.server._connections:
-                        assert connection._transport is not None
-                        under = connection._transport.underlying_transport
-                        assert under.get_write_buffer_size() < 1 << 20
+    async with (
+        served(database_url, valkey_url, redis_namespace, **changes) as platform,
+        upgraded(platform.fanout.server.port) as socket,
+        asyncio.timeout(WAIT_SECONDS),
+    ):
+        socket.reader._transport.pause_reading()  # type: ignore[attr-defined]
+        pings = frame(PING, b"x" * 125) * 1000
+        while platform.fanout.hub.session_count:
+            if not socket.writer.transport.is_closing():
+                socket.send(pings)
+            await asyncio.sleep(0.02)
+            for connection in platform.fanout.server._connections:
+                assert connection._transport is not None
+                under = connection._transport.underlying_transport
+                assert under.get_write_buffer_size() < 1 << 20
 
 
 SUBSCRIBE = json.dumps({"type": "subscribe", "id": 1, "channel": "view:hourly"}).encode()
