@@ -18,6 +18,9 @@ from redis.exceptions import (
     ReadOnlyError,
     RedisError,
 )
+from redis.exceptions import (
+    ConnectionError as RedisConnectionError,
+)
 
 from coffee_rt.runtime.settings import RedisSettings
 
@@ -89,6 +92,17 @@ class NodeConnection(Connection):
         if self._tls is not None:
             arguments["ssl"] = self._tls
         return arguments
+
+    async def send_packed_command(self, *args: Any, **options: Any) -> None:
+        """As redis-py's, where uvloop raises RuntimeError for a connection that was reset while idle, and
+        asyncio an OSError: to callers both are a server that is away."""
+        writer = self._writer
+        try:
+            await super().send_packed_command(*args, **options)
+        except RuntimeError as error:
+            if writer is None or not writer.transport.is_closing():
+                raise
+            raise RedisConnectionError(f"the connection was lost: {error}") from error
 
 
 class FoundConnection(NodeConnection):
