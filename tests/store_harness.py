@@ -27,13 +27,13 @@ from coffee_rt.store.keeper import PostgresKeeper
 from coffee_rt.store.keys import PostgresApiKeys
 from coffee_rt.store.letter_redriver import PostgresLetterRedriver
 from coffee_rt.store.memory import (
-    MemoryApiKeys,
     MemoryKeeper,
     MemoryOrderReader,
     MemoryOrderWriter,
 )
 from coffee_rt.store.memory_database import MemoryDatabase, MemoryLane, MemoryView
 from coffee_rt.store.memory_intake import MemoryIntake
+from coffee_rt.store.memory_keys import MemoryApiKeys
 from coffee_rt.store.memory_redriver import MemoryLetterRedriver
 from coffee_rt.store.orders import PostgresOrderWriter
 from coffee_rt.store.pool import Pool, create_pool

@@ -18,7 +18,7 @@ from coffee_rt.operator.redrive_plan import read_request
 from coffee_rt.operator.replay_plan import ViewReplay, plan_views, start_of
 from coffee_rt.operator.replay_plan import read_request as read_replay
 from coffee_rt.store.contract import DeadRecord
-from coffee_rt.store.memory_views import merged_groups
+from coffee_rt.store.memory_rows import merged_groups
 from coffee_rt.store.redrives import LetterSelection
 from coffee_rt.store.view_contract import Chunk, ViewState
 from tests.builders import NOW_MS, a_view, an_order

@@ -27,7 +27,11 @@ class MemoryChannels:
         for mailbox, (topics, prefixes) in self._subscriptions.items():
             if topic in topics or (prefixes and topic.startswith(prefixes)):
                 for body in bodies:
-                    mailbox.put(topic, body)
+                    self._deliver(mailbox, topic, body)
+
+    def _deliver(self, mailbox: Mailbox, topic: str, body: bytes) -> None:
+        """To one subscriber. A simulation loses, doubles and delays here."""
+        mailbox.put(topic, body)
 
     @asynccontextmanager
     async def subscribe(self, *topics: str) -> AsyncIterator[Mailbox]:

@@ -7,7 +7,7 @@ A commit changes the database without awaiting in between, so it is whole or not
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from coffee_rt.domain.ids import id_time_ms
 from coffee_rt.domain.orders import Order, check_stored_order
@@ -23,7 +23,6 @@ from coffee_rt.store.batches import (
 from coffee_rt.store.contract import (
     KEEP_DAYS_MIN,
     RECENT_ROWS_MAX,
-    ApiKey,
     BadData,
     Committed,
     DeadLetter,
@@ -66,22 +65,33 @@ class MemoryOrderWriter:
 
     async def commit(self, batch: PreparedBatch, *, is_claimed: bool = False) -> Committed:
         """See OrderWriter."""
-        if not isinstance(batch, _Prepared):
-            raise Bug("the batch was prepared by another store")
-        self._database.reach("commit")
-        committed = self._apply(batch.entries)
-        self._database.reach("committed")
-        return committed
+        return self.finish(batch, self._database.begin())
+
+    def finish(self, batch: PreparedBatch, xid: int) -> Committed:
+        """The end of a transaction that began (see MemoryDatabase.begin) perhaps a while ago."""
+        try:
+            if not isinstance(batch, _Prepared):
+                raise Bug("the batch was prepared by another store")
+            self._database.reach("commit")
+            committed = self._apply(batch.entries, xid)
+            self._database.reach("committed")
+            return committed
+        finally:
+            self._database.end(xid)
 
     async def store_single(self, entry: EntryWrite) -> Committed:
         """See OrderWriter."""
+        return await self.commit(self.prepare_single(entry))
+
+    def prepare_single(self, entry: EntryWrite) -> PreparedBatch:
+        """The entry with its bad data as dead letters."""
         bad: dict[int, BadData] = {}
         for position, order in enumerate(entry.orders):
             try:
                 self._check_order(order)
             except BadData as error:
                 bad[position] = error
-        return await self.commit(self.prepare([without_orders(entry, bad)]))
+        return self.prepare([without_orders(entry, bad)])
 
     def _check_order(self, order: Order) -> None:
         """What PostgreSQL's types, checks and partitions refuse."""
@@ -92,18 +102,22 @@ class MemoryOrderWriter:
         if id_time_ms(order.order_id) < self._database.retired_to_ms:
             raise BadData("the orders of its day have been retired")
 
-    def _apply(self, entries: Sequence[EntryWrite]) -> Committed:
+    def _unseen(self, plan: BatchPlan) -> list[EntryWrite]:
+        """The entries that the ledger does not have, and that nobody else took from the intake."""
+        ledger = self._database.ledger
+        missing = set(plan.intake_ids) - set(self._database.intake)
+        return [
+            each.write
+            for each in plan.entries
+            if each.ledger_id not in ledger and each.ledger_id not in missing
+        ]
+
+    def _apply(self, entries: Sequence[EntryWrite], xid: int) -> Committed:
         database = self._database
         if database.catalogue.views_too_new:
             raise ViewsTooNew("this release can't maintain a view")
         given = plan_batch(entries)
-        missing = set(given.intake_ids) - set(database.intake)
-        fresh = [
-            each.write
-            for each in given.entries
-            if each.ledger_id not in database.ledger and each.ledger_id not in missing
-        ]
-        plan = plan_batch(fresh)
+        plan = plan_batch(self._unseen(given))
         settle_key_losers(plan, key_losers(plan, database.order_keys))
         for order in plan.orders:
             self._check_order(order)
@@ -115,7 +129,6 @@ class MemoryOrderWriter:
             database.intake.pop(batch_id, None)
         for key_hash, *holder in plan.claims():
             database.order_keys.setdefault(key_hash, KeyHolder(*holder))
-        xid = database.next_xid()
         inserted = self._insert(plan)
         self._record(plan)
         touched = self._append_deltas(xid, inserted)
@@ -364,28 +377,3 @@ def _add(sums: dict[str, int], row: LedgerRow) -> None:
     sums["stored"] += row.stored
     sums["duplicates"] += row.duplicates
     sums["dead"] += row.dead
-
-
-class MemoryApiKeys:
-    """ApiKeyStore on a MemoryDatabase."""
-
-    def __init__(self, database: MemoryDatabase) -> None:
-        self._database = database
-
-    async def api_keys(self) -> list[ApiKey]:
-        """All keys, revoked ones too."""
-        return [key for _, key in sorted(self._database.api_keys.items())]
-
-    async def add_api_key(self, key: ApiKey) -> None:
-        """Raises Rejected when the key id is taken."""
-        if key.key_id in self._database.api_keys:
-            raise Rejected("key-exists", "a key of this id exists", "/key_id", 409)
-        self._database.api_keys[key.key_id] = key
-
-    async def revoke_api_key(self, key_id: str) -> bool:
-        """Whether there was such a key that was not revoked."""
-        key = self._database.api_keys.get(key_id)
-        if key is None or key.is_revoked:
-            return False
-        self._database.api_keys[key_id] = replace(key, is_revoked=True)
-        return True

@@ -6,9 +6,8 @@ makes a "transaction" here atomic. Simulations inject faults through `fault_hook
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from coffee_rt.domain.views import Delta, Group
 from coffee_rt.store.contract import (
@@ -117,10 +116,66 @@ class MemoryDatabase:
     """By internal name."""
     fault_hook: Callable[[str], None] | None = None
     """Called with the name of a step ("commit", "committed", "fold", ...); raises to make it fail."""
-    _xids: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+    _next_xid: int = 1
+    _open_xids: set[int] = field(default_factory=set)
 
     def next_xid(self) -> int:
-        return next(self._xids)
+        xid, self._next_xid = self._next_xid, self._next_xid + 1
+        return xid
+
+    def begin(self) -> int:
+        """The id of a transaction that commits (or not) later: see `end`."""
+        xid = self.next_xid()
+        self._open_xids.add(xid)
+        return xid
+
+    def end(self, xid: int) -> None:
+        """The transaction is over; what it wrote is visible, or was never there."""
+        self._open_xids.discard(xid)
+
+    def oldest_xid(self) -> int:
+        """Everything below is over: pg_snapshot_xmin."""
+        return min(self._open_xids, default=self._next_xid)
+
+    def snapshot(self) -> MemoryDatabase:
+        """The state, for `promote`: what a standby had received. Transactions under way are not in it."""
+        return replace(
+            self,
+            orders=dict(self.orders),
+            intake=dict(self.intake),
+            order_keys=dict(self.order_keys),
+            ledger={key: replace(row) for key, row in self.ledger.items()},
+            sums={shard: dict(sums) for shard, sums in self.sums.items()},
+            gaps={key: replace(gap) for key, gap in self.gaps.items()},
+            dead_letters=list(self.dead_letters),
+            aliases=dict(self.aliases),
+            partitions=dict(self.partitions),
+            detached=dict(self.detached),
+            api_keys=dict(self.api_keys),
+            heartbeats=dict(self.heartbeats),
+            views={name: _copied(view) for name, view in self.views.items()},
+            _open_xids=set(),
+        )
+
+    def promote(self, standby: MemoryDatabase) -> None:
+        """Go on as that standby on a timeline of its own: later commits never were, versions and
+        transaction ids are given again, and every view begins another epoch. Keeps `standby` as it is."""
+        system, _, number = self.timeline.partition(".")
+        copied = standby.snapshot()
+        for name in copied.__dataclass_fields__:
+            if name != "fault_hook":
+                setattr(self, name, getattr(copied, name))
+        self.timeline = f"{system}.{int(number) + 1}"
+        for view in self.views.values():
+            view.state = replace(view.state, epoch=self.epoch_of(view.state.epoch))
+        views = tuple(
+            replace(view, epoch=self.epoch_of(view.epoch)) for view in self.catalogue.views
+        )
+        self.catalogue = replace(self.catalogue, views=views)
+
+    def epoch_of(self, epoch: str) -> str:
+        """The epoch on this timeline of a view that had one before."""
+        return f"{epoch.partition('.')[0]}.0.{self.timeline.partition('.')[2]}"
 
     def reach(self, step: str) -> None:
         """Mark a step of an operation, where a fault may be injected. "commit" comes before the effect,
@@ -131,3 +186,9 @@ class MemoryDatabase:
     def append_deltas(self, internal: str, xid: int, lane: int, deltas: list[Delta]) -> None:
         """What a commit adds to a view."""
         self.views[internal].lanes[lane].deltas.extend(StoredDelta(xid, delta) for delta in deltas)
+
+
+def _copied(view: MemoryView) -> MemoryView:
+    lanes = [replace(lane, deltas=list(lane.deltas)) for lane in view.lanes]
+    rows = {group: replace(row, measures=list(row.measures)) for group, row in view.rows.items()}
+    return MemoryView(view.state, lanes, rows)

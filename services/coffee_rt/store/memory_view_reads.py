@@ -8,7 +8,7 @@ from typing import Any
 from coffee_rt.domain.views import Delta, Group, merge_deltas
 from coffee_rt.errors import Rejected
 from coffee_rt.store.memory_database import MemoryDatabase, MemoryView
-from coffee_rt.store.memory_views import merged_groups, published_row
+from coffee_rt.store.memory_rows import merged_groups, published_row
 from coffee_rt.store.view_contract import ViewAnswer, ViewQuery, ViewSnapshot
 from coffee_rt.store.view_read_sql import answer_keys, check_query
 

@@ -17,11 +17,17 @@ from coffee_rt.domain.views import (
     ViewDefinition,
     compute_deltas,
     lane_of,
-    merge_deltas,
 )
 from coffee_rt.errors import Rejected
 from coffee_rt.runtime.clock import Clock
-from coffee_rt.store.memory_database import MemoryDatabase, MemoryLane, MemoryRow, MemoryView
+from coffee_rt.store.memory_database import (
+    MemoryDatabase,
+    MemoryLane,
+    MemoryRow,
+    MemoryView,
+    StoredDelta,
+)
+from coffee_rt.store.memory_rows import apply_delta, merged_groups, published_row
 from coffee_rt.store.view_changes import ViewChange, needs_refill, plan_change
 from coffee_rt.store.view_contract import (
     FILE_OWNER,
@@ -117,7 +123,7 @@ class MemoryViewCatalogue:
             state = ViewState(
                 definition=definition,
                 internal=internal,
-                epoch=f"{generation}.0.1",
+                epoch=self._database.epoch_of(str(generation)),
                 is_live=False,
                 backfilled_to=0,
                 is_current=is_first,
@@ -159,16 +165,16 @@ class MemoryViewFolder:
             return None
         self._database.reach("fold")
         lane = view.lanes[key.lane]
-        taken, lane.deltas = lane.deltas[:deltas_max], lane.deltas[deltas_max:]
+        taken, lane.deltas = self._take(lane, deltas_max)
         oldest = self._clock.now() - view.state.definition.retention_days * DAY_SECONDS
         kept = [stored.delta for stored in taken if stored.delta.group[1] >= oldest]
         previous = lane.version
         changed = {delta.group for delta in kept}
         lane.version += bool(changed)
         for delta in kept:
-            _apply(view, delta, key.lane, lane.version)
+            apply_delta(view, delta, key.lane, lane.version)
         if not lane.deltas:
-            lane.floor = self._database.next_xid()
+            lane.floor = self._database.oldest_xid()
         self._database.reach("folded")
         rows = [published_row(view, group) for group in sorted(changed)]
         return Fold(
@@ -185,6 +191,12 @@ class MemoryViewFolder:
             is_reload=len(rows) > rows_max,
             expired_deltas=len(taken) - len(kept),
         )
+
+    def _take(
+        self, lane: MemoryLane, deltas_max: int
+    ) -> tuple[list[StoredDelta], list[StoredDelta]]:
+        """What a fold takes, and what it leaves. All that is visible, however old its transaction."""
+        return lane.deltas[:deltas_max], lane.deltas[deltas_max:]
 
     async def fold_lanes(
         self, view: str, lanes: Sequence[int], deltas_max: int, rows_max: int
@@ -209,7 +221,7 @@ class MemoryViewFolder:
 
     async def lane_versions(self) -> tuple[dict[str, str], list[LaneVersion]]:
         views = [view for view in self._database.views.values() if view.state.is_current]
-        seen = self._database.next_xid()
+        seen = self._database.oldest_xid()
         lanes = [
             LaneVersion(
                 view.state.definition.name,
@@ -353,47 +365,3 @@ def _empty(definition: ViewDefinition) -> list[int]:
     extremes = (Aggregate.MIN, Aggregate.MAX)
     empty = [None if m.aggregate in extremes else 0 for m in definition.measures]
     return cast("list[int]", empty)
-
-
-def _apply(view: MemoryView, delta: Delta, lane: int, version: int) -> None:
-    known = view.rows.get(delta.group)
-    if known is not None and None not in known.measures:
-        row = Delta(delta.group, known.measures, known.newest_at_us)
-        delta = merge_deltas(view.state.definition, row, delta)
-    view.rows[delta.group] = MemoryRow(list(delta.measures), delta.newest_at_us, lane, version)
-
-
-def merged_groups(view: MemoryView, *, is_tail: bool) -> dict[Group, Delta]:
-    """The view's rows, with the unfolded deltas where `is_tail`."""
-    merged = {
-        group: Delta(group, row.measures, row.newest_at_us)
-        for group, row in view.rows.items()
-        if any(row.measures)
-    }
-    if is_tail:
-        for lane in view.lanes:
-            for stored in lane.deltas:
-                known = merged.get(stored.delta.group)
-                merged[stored.delta.group] = (
-                    stored.delta
-                    if known is None
-                    else merge_deltas(view.state.definition, known, stored.delta)
-                )
-    return merged
-
-
-def published_row(view: MemoryView, group: Group) -> dict[str, Any]:
-    """A row as folds and snapshots tell it."""
-    definition = view.state.definition
-    row = view.rows[group]
-    tenant, bucket, *dimensions = group
-    names = [measure.name for measure in definition.measures]
-    return {
-        "tenant": tenant,
-        "bucket": bucket,
-        **dict(zip(definition.dimension_columns, dimensions, strict=True)),
-        **dict(zip(names, row.measures, strict=True)),
-        "lane": row.lane,
-        "version": row.version,
-        "newest_at_ms": row.newest_at_us // 1000,
-    }

@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Awaitable, Callable
-from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from coffee_rt.domain.wire import WIRE_VERSION, join_records
 from coffee_rt.errors import Overload
@@ -61,6 +60,26 @@ class Shard:
     """Group -> when its store's timeline was last told (ms), and the timeline."""
     size: int = 0
     """Bytes of all entries."""
+
+    def copy(self) -> Shard:
+        """An independent one. Fields of an entry never change, so they are shared."""
+        groups = {
+            name: replace(
+                group,
+                pending={entry_id: replace(each) for entry_id, each in group.pending.items()},
+                consumers=dict(group.consumers),
+            )
+            for name, group in self.groups.items()
+        }
+        return replace(
+            self,
+            ids=list(self.ids),
+            entries=dict(self.entries),
+            keys=dict(self.keys),
+            groups=groups,
+            marks=list(self.marks),
+            timelines=dict(self.timelines),
+        )
 
     def first_from(self, entry_id: EntryId, *, after: bool = False) -> EntryId | None:
         index = (bisect_right if after else bisect_left)(self.ids, entry_id)
@@ -124,11 +143,11 @@ class MemoryLog:
 
     def snapshot(self) -> list[Shard]:
         """The state, for `restore`: what a replica had when it was promoted."""
-        return deepcopy(self.shards)
+        return [shard.copy() for shard in self.shards]
 
     def restore(self, state: list[Shard]) -> None:
         """Fail over to an older state; every connection breaks."""
-        self.shards = deepcopy(state)
+        self.shards = [shard.copy() for shard in state]
         self.restart()
 
     def restart(self) -> None:

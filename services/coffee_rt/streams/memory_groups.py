@@ -122,6 +122,10 @@ class MemoryReader:
                 _remove_consumers(group, self._consumer, self._log.now_ms(), 0)
         self._runs = [-1] * len(self._runs)
 
+    def disconnect(self, shard: int) -> None:
+        """The shard's connections broke: what was read on them can't be acknowledged any more."""
+        self._runs[shard] = -1
+
     def _connect(self, shard: int) -> int:
         if self._runs[shard] != self._log.run:
             self._runs[shard] = self._log.run
@@ -327,13 +331,17 @@ def _group_state(shard: Shard, name: str, group: Group) -> GroupState:
 def _counts(
     shard: Shard, entry_id: EntryId | None, *, is_gap_counted: bool = False
 ) -> tuple[int, int]:
-    """Counter and records of an entry; see backlog.lua for gaps."""
-    if entry_id is None:
-        return shard.counter, 0
-    entry = parse_entry(shard.entries[entry_id])
-    if entry.gap and is_gap_counted:
-        return entry.counter, entry.gap[1] - entry.gap[0]
-    return entry.counter, entry.records
+    """Counter and records of an entry, or of the first of ours after a stranger's; see backlog.lua."""
+    while entry_id is not None:
+        fields = shard.entries[entry_id]
+        counter = fields.get(b"c", b"")
+        if counter.isdigit():
+            gap = parse_entry(fields).gap if is_gap_counted else None
+            records = fields.get(b"n", b"")
+            own = int(records) if records.isdigit() else 0
+            return int(counter), gap[1] - gap[0] if gap else own
+        entry_id = shard.first_from(entry_id, after=True)
+    return shard.counter, 0
 
 
 def _remove_consumers(group: Group, name: str | None, now: int, idle_ms: float) -> int:
