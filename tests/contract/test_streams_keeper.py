@@ -139,6 +139,24 @@ async def test_the_counter_below_a_gap_is_where_the_gap_begins(bed: Bed) -> None
     assert (one.settled_counter, one.records, one.oldest_entry) == (10, 1, entry.entry_id)
 
 
+async def test_a_strangers_entry_counts_nothing_wherever_it_waits(bed: Bed) -> None:
+    producer, keeper, reader = bed.producer(), bed.keeper(), bed.reader()
+    await keeper.ensure_group("workers")
+    await append_entries(producer, 3)
+    await reader.acknowledge(0, await read_some(reader))
+    await bed.insert_raw(0, {b"what": b"ever"})
+    await bed.insert_raw(0, {b"c": b"minus one", b"n": b"many"})
+    [one, *_] = await keeper.backlog("workers")
+    assert (one.settled_counter, one.records, one.undelivered_records) == (3, 0, 0)
+    await append_entries(producer, 2)
+    [one, *_] = await keeper.backlog("workers")
+    assert (one.settled_counter, one.records, one.undelivered_records) == (3, 2, 2)
+    strangers = await read_some(reader, 2)
+    [one, *_] = await keeper.backlog("workers")
+    assert one.oldest_entry == strangers[0].entry_id
+    assert (one.settled_counter, one.records, one.undelivered_records) == (3, 2, 2)
+
+
 async def test_backlog_of_a_missing_group_is_everything(bed: Bed) -> None:
     producer = bed.producer()
     await append_entries(producer, 2)

@@ -14,16 +14,27 @@ local function facts_of(list)
   for i = 1, #list, 2 do facts[list[i]] = list[i + 1] end
   return facts
 end
+local function is_number(text) return text and #text < 16 and string.match(text, '^%d+$') end
+-- Fields of the first entry from an id on that counts records. Those of strangers don't; after so many in
+-- a row nothing of ours is taken to follow.
+local function counted_from(id)
+  for _, entry in ipairs(redis.call('XRANGE', KEYS[1], id, '+', 'COUNT', 100)) do
+    local fields = facts_of(entry[2])
+    if is_number(fields.c) then return fields end
+  end
+  return {c = counter}
+end
 -- Id, counter and records of the first entry from an id on. `is_gap_counted`: what a gap entry tells of
--- counts as its records, so that counter - records is the counter just below it.
+-- counts as its records. Counter - records is the counter just below it, also where a stranger wrote it.
 local function entry_from(id, is_gap_counted)
   local entry = redis.call('XRANGE', KEYS[1], id, '+', 'COUNT', 1)[1]
   if not entry then return {'', '0', '0'} end
   local fields = facts_of(entry[2])
-  local records = fields.n or '0'
+  if not is_number(fields.c) then fields = counted_from(entry[1]) end
+  local records = is_number(fields.n) and fields.n or '0'
   local from, to = string.match(fields.g or '', '^(%d+)%-(%d+)$')
   if from and is_gap_counted then records = string.format('%.0f', tonumber(to) - tonumber(from)) end
-  return {entry[1], fields.c or '0', records}
+  return {entry[1], fields.c, records}
 end
 local function is_lower(a, b)
   local ams, aseq = string.match(a, '^(%d+)%-(%d+)$')
