@@ -157,6 +157,25 @@ async def test_resume_above_the_pods_own_versions_reloads_first(
         assert browser.view.values() == store.expected()
 
 
+async def test_resume_above_the_versions_of_a_pod_that_has_rows_waits_for_the_load(
+    store: TruthStore, clock: VirtualClock
+) -> None:
+    async with running_pod(store, clock) as ahead, running_pod(store, clock) as behind:
+        browser = ahead.browser()
+        first = store.fold(LATTE)
+        await ahead.hear(first)
+        await behind.hear(first)
+        await ahead.hear(store.fold(LATTE))
+        await clock.advance(0.1)
+        known = list(browser.read().versions)
+        browser.disconnect()
+        browser.connect(behind)
+        assert browser.socket.take("snapshot", "reset", "delta", "versions") == []
+        await clock.advance(1.0)
+        assert browser.read().versions == known
+        assert browser.view.values() == store.expected()
+
+
 async def test_a_lost_publication_is_noticed_by_the_beacon_and_loaded_once(
     pod: Pod, clock: VirtualClock, store: TruthStore
 ) -> None:
@@ -237,6 +256,46 @@ async def test_a_view_defined_anew_resets_its_sessions(
     assert [message["type"] for message in messages] == ["reset", "snapshot"]
     assert messages[0]["reason"] == "view-changed"
     assert "revenue" not in messages[1]["columns"]
+
+
+@pytest.mark.parametrize("changed", [{"lanes": 5}, {"dimensions": ["store"]}])
+async def test_a_view_defined_anew_is_followed_when_its_new_rows_are_met_first(
+    pod: Pod, clock: VirtualClock, store: TruthStore, changed: dict[str, Any]
+) -> None:
+    """The message of the changed catalogue is late or lost: the beacon tells of another epoch first."""
+    browser = pod.browser()
+    await pod.hear(store.fold(LATTE))
+    await clock.advance(0.1)
+    browser.read()
+    store.definitions["sales"] = a_view("sales", **changed)
+    store.epoch = "2.7.1"
+    store.reset_rows()
+    group = LATTE if "lanes" in changed else LATTE[:3]
+    store.fold(group)
+    await pod.hear_beacon()
+    await clock.advance(3.0)
+    assert browser.read().values() == store.expected()
+    assert browser.view.versions == store.versions["sales"]
+
+
+async def test_browsers_that_shared_an_epoch_are_told_the_next_ones_versions(
+    pod: Pod, clock: VirtualClock, store: TruthStore
+) -> None:
+    browsers = [pod.browser() for _ in range(2)]
+    for _ in range(3):
+        await pod.hear(store.fold(LATTE))
+    await clock.advance(0.1)
+    store.epoch = "1.7.2"
+    store.reset_rows()
+    store.fold(LATTE)
+    await pod.hear_beacon()
+    await clock.advance(1.0)
+    # The version that the old epoch had, once more.
+    await pod.hear([*store.fold(LATTE), *store.fold(LATTE)])
+    await clock.advance(0.1)
+    for browser in browsers:
+        assert browser.read().versions == store.versions["sales"]
+        assert browser.view.values() == store.expected()
 
 
 async def test_a_dropped_view_is_said_to_be_unknown(

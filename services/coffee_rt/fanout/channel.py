@@ -81,6 +81,12 @@ class Channel(ABC):
             if not audience.members:
                 self._audiences.pop(audience.key, None)
 
+    def part_all(self) -> None:
+        """Take every subscription out of its audience, and forget the audiences."""
+        for subscription in self.subscriptions:
+            self.part(subscription)
+        self._audiences.clear()
+
     def join(self, subscription: Subscription) -> None:
         """The subscription has been told everything up to now."""
         key = key_of(subscription)

@@ -123,6 +123,7 @@ class Hub:
             decimals=decimals,
             start=self._start,
             on_loaded=self._on_loaded,
+            on_other_shape=self._want_refresh,
         )
         self.orders = OrdersChannel()
         self._orders_loader = OrdersLoader(self.orders, orders, clock, decimals, self._on_loaded)
@@ -236,6 +237,9 @@ class Hub:
         if not self.is_draining:
             is_ready = self.views.is_loaded
             self._on_health(is_ready, "" if is_ready else "loading views")
+
+    def _want_refresh(self) -> None:
+        self._is_refresh_wanted = True
 
     def _on_item(self, item: tuple[str, bytes] | None) -> None:
         if item is None:

@@ -14,6 +14,7 @@ from coffee_rt.fanout import metrics
 from coffee_rt.fanout.contract import SnapshotReader
 from coffee_rt.fanout.view_channel import ViewChannel
 from coffee_rt.runtime.clock import Clock
+from coffee_rt.store.view_contract import ViewSnapshot
 
 GAP_SECONDS = 0.1
 JITTER_SECONDS = 0.2
@@ -33,12 +34,14 @@ class ViewRepair:
         clock: Clock,
         uniform: Callable[[float, float], float],
         on_loaded: Callable[[], None],
+        on_other_shape: Callable[[], None],
     ) -> None:
         self._channel = channel
         self._reader = reader
         self._clock = clock
         self._uniform = uniform
         self._on_loaded = on_loaded
+        self._on_other_shape = on_other_shape
         self._wanted = asyncio.Event()
         self._needs_view = True
         self._is_urgent = True
@@ -119,6 +122,7 @@ class ViewRepair:
         except (Retryable, Rejected):
             self._needs_view = True
             raise
+        self._check_shape(snapshot)
         if channel.rows.is_loaded and channel.rows.epoch == snapshot.epoch:
             # In vain: somebody still speaks of an epoch that is over.
             self._quiet_until = self._clock.monotonic() + QUIET_SECONDS
@@ -134,7 +138,15 @@ class ViewRepair:
         if found.epoch != rows.epoch:
             await self._load_view()
             return
+        self._check_shape(found)
         # Of older buckets than `start` nothing was read: what they had in between is not known here.
         rows.complete_above[lane] = max(rows.complete_above[lane], found.versions[lane])
         rows.load_lane(lane, found.versions[lane], found.rows)
         self._on_loaded()
+
+    def _check_shape(self, found: ViewSnapshot) -> None:
+        """Raises Retryable where the view has been defined anew: the catalogue will replace this channel."""
+        if not self._channel.rows.is_same_shape(found.versions, found.rows):
+            self._needs_view = True
+            self._on_other_shape()
+            raise Retryable(f"{found.view} has been defined anew")

@@ -89,6 +89,12 @@ class ViewRows:
     def __len__(self) -> int:
         return sum(map(len, self._rows.values()))
 
+    def is_same_shape(self, versions: Sequence[int], rows: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether what was read is of this definition: another may have taken the view's place since."""
+        if len(versions) != self.definition.lanes:
+            return False
+        return not rows or rows[0].keys() - {"tenant"} == set(self.columns)
+
     def load(
         self, epoch: str, versions: Sequence[int], rows: Iterable[Mapping[str, Any]], start: int
     ) -> bool:

@@ -145,6 +145,8 @@ class ViewChannel(Channel):
         if not is_reset:
             return
         self._snapshots.clear()
+        # All of them first: who restarts would else join an audience that was told the old epoch's versions.
+        self.part_all()
         if was_loaded:
             for subscription in list(self.subscriptions):
                 if not subscription.is_waiting:
@@ -183,9 +185,15 @@ class ViewChannel(Channel):
                 return None
         return self.reset(subscription, "lagging")
 
-    async def _open_later(self, subscription: Subscription, resume: Resume | None) -> None:
+    def _open_later(
+        self, subscription: Subscription, resume: Resume | None
+    ) -> Coroutine[Any, Any, None]:
         """Open again once the repair has loaded what was heard of."""
+        # Now, and not when the coroutine begins: the session may ask for a frame before that.
         subscription.is_waiting = True
+        return self._open_settled(subscription, resume)
+
+    async def _open_settled(self, subscription: Subscription, resume: Resume | None) -> None:
         await self.repair.settled()
         subscription.is_waiting = False
         if subscription.is_closed:
@@ -276,7 +284,8 @@ class ViewChannel(Channel):
         subscription.is_waiting = False
         if subscription.is_closed:
             return
-        if snapshot.epoch != self.rows.epoch:
+        is_same_shape = self.rows.is_same_shape(snapshot.versions, snapshot.rows)
+        if snapshot.epoch != self.rows.epoch or not is_same_shape:
             self.repair.request_view()
             await self._open_later(subscription, None)
             return

@@ -36,6 +36,7 @@ class ViewChannels:
         decimals: int,
         start: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
         on_loaded: Callable[[], None],
+        on_other_shape: Callable[[], None],
     ) -> None:
         self.channels: dict[str, ViewChannel] = {}
         """By view name."""
@@ -50,6 +51,7 @@ class ViewChannels:
         self._decimals = decimals
         self._start = start
         self._on_loaded = on_loaded
+        self._on_other_shape = on_other_shape
         self._deep_reads = asyncio.Semaphore(DEEP_READS_MAX)
         self._reading: dict[tuple[str, int], asyncio.Task[ViewSnapshot]] = {}
 
@@ -126,7 +128,14 @@ class ViewChannels:
             await self._clock.sleep(self._uniform(DEEP_RETRY_SECONDS / 2, DEEP_RETRY_SECONDS))
 
     def _add(self, name: str, channel: ViewChannel) -> None:
-        repair = ViewRepair(channel, self._reader, self._clock, self._uniform, self._on_loaded)
+        repair = ViewRepair(
+            channel,
+            self._reader,
+            self._clock,
+            self._uniform,
+            self._on_loaded,
+            self._on_other_shape,
+        )
         channel.repair = repair
         self.channels[name] = channel
         self._repairs[name] = (repair, self._start(repair.run()))
