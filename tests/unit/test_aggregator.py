@@ -454,6 +454,26 @@ async def test_a_replacement_is_compared_before_it_takes_over(
     assert (state.internal, state.is_current, state.is_live) == ("sales_2", True, True)
 
 
+async def test_a_filled_replacement_takes_over_though_its_filler_died_before_the_exchange(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bed = Bed()
+    await bed.catalogue.ensure_views([a_view(retention_days=36_500)])
+    await bed.commit(*hourly_orders(3))
+    await bed.catalogue.ensure_views([a_view(retention_days=36_500, dimensions=["drink"])])
+
+    async def die(catalogue: MemoryViewCatalogue, internal: str) -> None:
+        raise Retryable("the connection broke")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MemoryViewCatalogue, "make_current", die)
+        with pytest.raises(Retryable):
+            await bed.backfiller().fill_all()
+    await bed.backfiller().fill_all()
+    [state] = await bed.catalogue.views()
+    assert (state.internal, state.is_current, state.is_live) == ("sales_2", True, True)
+
+
 def test_a_bar_shows_how_far_a_backfill_is() -> None:
     assert bar_of(0, 3, 6) == "[......] 0 of 3 chunks"
     assert bar_of(2, 3, 6) == "[####..] 2 of 3 chunks"

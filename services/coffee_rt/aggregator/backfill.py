@@ -84,19 +84,34 @@ class Backfiller:
         return filled
 
     async def _next(self) -> ViewState | None:
-        """An unfilled view, replacements first: with one, the view it replaces needs no history."""
+        """An unfilled view, replacements first: with one, the view it replaces needs no history. Also a
+        replacement that is filled: whoever filled it may have died before the exchange."""
         async with self._database:
             states = await self._catalogue.views()
         for state in states:
-            if state.backfilled_to is not None and self._share.is_mine(f"fill/{state.internal}"):
+            is_wanted = state.backfilled_to is not None or not state.is_current
+            if is_wanted and self._share.is_mine(f"fill/{state.internal}"):
                 return state
         return None
 
     async def fill(self, state: ViewState) -> None:
         """Fill one view from where it is. Raises Retryable; progress up to then is kept."""
         view = state.internal
+        if state.backfilled_to is not None:
+            await self._rebuild_from(view, state.backfilled_to)
+        if not state.is_current:
+            await self._compare(view)
         async with self._database:
-            chunks = await self._repairer.plan_chunks(view, state.backfilled_to, None)
+            await self._repairer.mark_backfilled(view, None)
+            if not state.is_current:
+                await self._catalogue.make_current(view)
+        self._log.info("backfill is complete", view=view)
+        await self._publisher.publish_catalogue()
+
+    async def _rebuild_from(self, view: str, start: int) -> None:
+        """Every chunk from a time on, noting after each how far it is."""
+        async with self._database:
+            chunks = await self._repairer.plan_chunks(view, start, None)
         self._log.info("backfill begins", view=view, chunks=len(chunks))
         for done, chunk in enumerate(chunks):
             self._progress(view, done, len(chunks))
@@ -104,16 +119,8 @@ class Backfiller:
             await self._rebuild(chunk)
             async with self._database:
                 await self._repairer.mark_backfilled(view, chunk.end)
-        if not state.is_current:
-            await self._compare(view)
-        async with self._database:
-            await self._repairer.mark_backfilled(view, None)
-            if not state.is_current:
-                await self._catalogue.make_current(view)
         metrics.CHUNKS_LEFT.set(0)
         self._progress(view, len(chunks), len(chunks))
-        self._log.info("backfill is complete", view=view)
-        await self._publisher.publish_catalogue()
 
     async def _rebuild(self, chunk: Chunk) -> None:
         started_at = self._clock.monotonic()
