@@ -11,7 +11,7 @@ import pytest
 
 from coffee_rt.domain.orders import Order
 from coffee_rt.domain.views import Bucket, ViewDefinition, compute_deltas, lane_of
-from coffee_rt.errors import Rejected
+from coffee_rt.errors import Rejected, Retryable
 from coffee_rt.runtime.clock import SystemClock
 from coffee_rt.store.memory_view_reads import MemoryViewReader
 from coffee_rt.store.memory_views import MemoryViewCatalogue, MemoryViewFolder, MemoryViewRepairer
@@ -372,6 +372,19 @@ async def test_a_released_view_belongs_to_whoever_defines_it_next(views: Views) 
     await views.catalogue.ensure_views([definition])
     [state] = await views.catalogue.views()
     assert (state.owner, state.internal) == (FILE_OWNER, "sales_1")
+
+
+async def test_progress_of_another_epoch_is_not_noted(views: Views) -> None:
+    """A promoted PostgreSQL may lack the chunks that the progress speaks of."""
+    await views.make()
+    [before] = await views.catalogue.views()
+    for internal, epoch in ((before.internal, "1.0.99"), ("gone_1", before.epoch)):
+        with pytest.raises((Retryable, Rejected)):
+            await views.repairer.mark_backfilled(internal, None, epoch=epoch)
+    assert await views.catalogue.views() == [before]
+    await views.repairer.mark_backfilled(before.internal, 7_200, epoch=before.epoch)
+    [state] = await views.catalogue.views()
+    assert state.backfilled_to == 7_200
 
 
 async def test_another_retention_alone_changes_the_view_in_its_place(views: Views) -> None:

@@ -454,6 +454,32 @@ async def test_a_replacement_is_compared_before_it_takes_over(
     assert (state.internal, state.is_current, state.is_live) == ("sales_2", True, True)
 
 
+async def test_a_backfill_on_a_promoted_database_fills_again_what_that_one_lacks() -> None:
+    bed = Bed()
+    orders = hourly_orders(6)
+    await bed.commit(*orders)
+    await bed.catalogue.ensure_views([a_view(retention_days=36_500)])
+    await fill_and_stop(bed, 2)
+    standby = bed.database.snapshot()
+    chunks = 0
+
+    def promote(step: str) -> None:
+        nonlocal chunks
+        chunks += step == "rebuild"
+        if step == "rebuild" and chunks == 3:
+            bed.database.promote(standby)
+
+    bed.database.fault_hook = promote
+    with pytest.raises(Retryable):
+        await bed.backfiller().fill_all()
+    await bed.backfiller().fill_all()
+    [state] = await bed.catalogue.views()
+    assert (state.is_live, state.epoch) == (True, "1.0.2")
+    rows = {group: row.measures for group, row in bed.database.views["sales_1"].rows.items()}
+    expected = compute_deltas(a_view(), orders)
+    assert rows == {group: delta.measures for group, delta in expected.items()}
+
+
 async def test_a_filled_replacement_takes_over_though_its_filler_died_before_the_exchange(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

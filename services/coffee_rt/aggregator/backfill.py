@@ -1,8 +1,9 @@
 """Fills the history of views that are new or changed, chunk by chunk, while orders flow.
 
 Progress is kept with the view after each chunk, so a restart (or another instance) goes on where this one
-stopped; a chunk done twice is the same chunk. A replacement is compared with the orders before it takes
-the place of the view it replaces.
+stopped; a chunk done twice is the same chunk. On a promoted PostgreSQL it goes on from what that one has,
+never from what was done on the lost one. A replacement is compared with the orders before it takes the
+place of the view it replaces.
 """
 
 from __future__ import annotations
@@ -98,18 +99,19 @@ class Backfiller:
         """Fill one view from where it is. Raises Retryable; progress up to then is kept."""
         view = state.internal
         if state.backfilled_to is not None:
-            await self._rebuild_from(view, state.backfilled_to)
+            await self._rebuild_from(state, state.backfilled_to)
         if not state.is_current:
             await self._compare(view)
         async with self._database:
-            await self._repairer.mark_backfilled(view, None)
+            await self._repairer.mark_backfilled(view, None, epoch=state.epoch)
             if not state.is_current:
                 await self._catalogue.make_current(view)
         self._log.info("backfill is complete", view=view)
         await self._publisher.publish_catalogue()
 
-    async def _rebuild_from(self, view: str, start: int) -> None:
+    async def _rebuild_from(self, state: ViewState, start: int) -> None:
         """Every chunk from a time on, noting after each how far it is."""
+        view = state.internal
         async with self._database:
             chunks = await self._repairer.plan_chunks(view, start, None)
         self._log.info("backfill begins", view=view, chunks=len(chunks))
@@ -118,7 +120,7 @@ class Backfiller:
             metrics.CHUNKS_LEFT.set(len(chunks) - done)
             await self._rebuild(chunk)
             async with self._database:
-                await self._repairer.mark_backfilled(view, chunk.end)
+                await self._repairer.mark_backfilled(view, chunk.end, epoch=state.epoch)
         metrics.CHUNKS_LEFT.set(0)
         self._progress(view, len(chunks), len(chunks))
 

@@ -18,7 +18,7 @@ from coffee_rt.domain.views import (
     compute_deltas,
     lane_of,
 )
-from coffee_rt.errors import Rejected
+from coffee_rt.errors import Rejected, Retryable
 from coffee_rt.runtime.clock import Clock
 from coffee_rt.store.memory_database import (
     MemoryDatabase,
@@ -308,8 +308,10 @@ class MemoryViewRepairer:
                 differences.append(AuditDifference(name, group, sides[0], sides[1]))
         return differences
 
-    async def mark_backfilled(self, view: str, to: int | None) -> None:
+    async def mark_backfilled(self, view: str, to: int | None, *, epoch: str | None = None) -> None:
         kept = self._view(view)
+        if epoch not in (None, kept.state.epoch):
+            raise Retryable(f"{view} is not of epoch {epoch} any more")
         # A view that was whole stays live while its longer retention is filled.
         is_live = kept.state.is_live or (to is None and kept.state.is_current)
         kept.state = replace(kept.state, backfilled_to=to, is_live=is_live)

@@ -180,7 +180,9 @@ class ViewRepairer(Protocol):
 
     async def audit_chunk(self, chunk: Chunk) -> list[AuditDifference]: ...
 
-    async def mark_backfilled(self, view: str, to: int | None) -> None: ...
+    async def mark_backfilled(self, view: str, to: int | None, *, epoch: str | None = None) -> None:
+        """How far a view is filled; None: wholly. With `epoch`, raises Retryable where the view's is another
+        (or it is gone): a promoted PostgreSQL may lack the chunks this speaks of."""
 
     async def expire_rows(self, view: str) -> int:
         """Delete rows of buckets past the view's retention; how many."""

@@ -18,7 +18,7 @@ from uuid import UUID
 import asyncpg
 
 from coffee_rt.domain.views import ViewDefinition
-from coffee_rt.errors import Rejected
+from coffee_rt.errors import Rejected, Retryable
 from coffee_rt.store.order_rows import id_range
 from coffee_rt.store.partitions import retired_to_ms
 from coffee_rt.store.pool import Pool
@@ -41,6 +41,11 @@ CHUNK_SECONDS_MAX = 1800.0
 """How long recomputing one chunk may take; a view by day over many orders needs more than other statements."""
 EXPIRE_ROWS_MAX = 20_000
 """Rows past a view's retention deleted by one statement."""
+
+MARK_BACKFILLED = """
+    -- How far a view is filled, unless it is of another epoch than the chunks were rebuilt in.
+    UPDATE view_catalogue SET backfilled_to = $2
+    WHERE internal = $1 AND ($3::text IS NULL OR $3 = generation || view_epoch_suffix())"""
 
 
 class PostgresViewRepairer:
@@ -99,10 +104,10 @@ class PostgresViewRepairer:
         rows = await self._fetch_slowly(chunk.view, query, *arguments)
         return [_difference(definition, row) for row in rows]
 
-    async def mark_backfilled(self, view: str, to: int | None) -> None:
-        await self._pool.execute(
-            "UPDATE view_catalogue SET backfilled_to = $2 WHERE internal = $1", view, to
-        )
+    async def mark_backfilled(self, view: str, to: int | None, *, epoch: str | None = None) -> None:
+        status = await self._pool.execute(MARK_BACKFILLED, view, to, epoch)
+        if epoch is not None and status == "UPDATE 0":
+            raise Retryable(f"{view} is not of epoch {epoch} any more")
 
     async def expire_rows(self, view: str) -> int:
         definition = await self._definition(view)
