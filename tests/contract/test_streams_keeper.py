@@ -6,7 +6,7 @@ import asyncio
 
 from coffee_rt.domain.ids import IdMinter, format_id
 from coffee_rt.domain.wire import decode_record
-from coffee_rt.streams.contract import EntryId, Position
+from coffee_rt.streams.contract import ENTRY_ID_ZERO, EntryId, Position
 from coffee_rt.streams.flush import ProducerLimits
 from tests.contract.test_streams_groups import append_entries, read_some
 from tests.streams_bed import Bed, RedisBed, an_append
@@ -292,6 +292,23 @@ async def test_a_group_follows_the_timeline_of_its_store(bed: Bed) -> None:
     await reader.acknowledge(0, again)
     assert await keeper.follow_timeline("workers", "7.2", 600.0) == []
     assert await read_some(reader) == []
+
+
+async def test_what_was_committed_to_another_timeline_is_not_acknowledged(bed: Bed) -> None:
+    producer, keeper, reader = bed.producer(), bed.keeper(), bed.reader()
+    await keeper.ensure_group("workers")
+    await append_entries(producer, 3)
+    first, *others = await read_some(reader)
+    assert await reader.acknowledge(0, [first], "7.1") == 1  # Nobody told the log of any.
+    await keeper.follow_timeline("workers", "7.1", 600.0)
+    await keeper.follow_timeline("workers", "7.2", 600.0)
+    assert [entry.entry_id for entry in await read_some(reader)][1:] == [
+        entry.entry_id for entry in others
+    ]
+    # Of the first delivery, told late: what came with it is pending again, and stays so.
+    assert await reader.acknowledge(0, others, "7.1") == 0
+    assert len(await reader.read_own_pending(0, 10, ENTRY_ID_ZERO)) == 3
+    assert await reader.acknowledge(0, [first, *others], "7.2") == 3
 
 
 async def test_a_timeline_sets_a_group_back_no_further_than_what_is_kept(bed: Bed) -> None:

@@ -14,6 +14,7 @@ from coffee_rt.errors import Retryable
 from coffee_rt.store.contract import BadData, Committed, EntryWrite, PreparedBatch
 from coffee_rt.store.memory import MemoryOrderWriter
 from coffee_rt.store.memory_database import MemoryDatabase
+from coffee_rt.streams.memory_groups import MemoryKeeper
 from coffee_rt.worker import metrics
 from coffee_rt.worker.storing import StoreLimits
 from tests.workers import GROUP, LIMITS, MemoryShop, entry_fields, now_order, until
@@ -433,6 +434,31 @@ async def test_lost_group_is_made_again_and_the_replay_is_absorbed(shop: MemoryS
         shard.groups.clear()
     ids |= await append_many(shop, 2)
     await until(lambda: shop.is_settled() and shop.stored_ids() == ids)
+    await shop.drain()
+
+
+async def test_a_commit_that_a_promotion_took_back_is_not_acknowledged_after_it(
+    shop: MemoryShop,
+) -> None:
+    standby = shop.database.snapshot()
+    promoted = asyncio.Event()
+
+    async def hold(point: str, _shard: int) -> None:
+        if point == "acknowledge.send":
+            await promoted.wait()
+
+    shop.log.faults = hold
+    shop.start()
+    await until(lambda: all(GROUP in shard.timelines for shard in shop.log.shards))
+    ids = set(shop.append([now_order()]))
+    await until(lambda: shop.stored_ids() == ids)
+    shop.database.promote(standby)
+    # Another worker tells the log, and this one is given again what it still holds.
+    state = shop.log.shards[0]
+    await MemoryKeeper(shop.log).follow_timeline(GROUP, shop.database.timeline, 600.0)
+    await until(lambda: state.groups[GROUP].delivered >= state.ids[-1])
+    promoted.set()
+    await until(lambda: shop.stored_ids() == ids and shop.is_settled())
     await shop.drain()
 
 

@@ -189,8 +189,9 @@ class GroupReader(Protocol):
         """Entries left pending for so long by anyone (also by ourselves: their acknowledgement was dropped
         after a reconnect), now ours. Entries deleted while pending raise the `entries vanished` metric."""
 
-    async def acknowledge(self, shard: int, deliveries: list[Delivery]) -> int:
-        """How many were acknowledged. Those read on an earlier connection are left pending on purpose."""
+    async def acknowledge(self, shard: int, deliveries: list[Delivery], timeline: str = "") -> int:
+        """How many were acknowledged. Those read on an earlier connection are left pending on purpose; so are
+        all, where the log was told of another timeline of the store than the one they were committed to."""
 
     async def leave(self) -> None:
         """Close; the consumer is removed only where nothing is pending for it."""

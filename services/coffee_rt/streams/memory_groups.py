@@ -99,7 +99,7 @@ class MemoryReader:
         await self._log.faults("claim.answer", shard)
         return claimed
 
-    async def acknowledge(self, shard: int, deliveries: list[Delivery]) -> int:
+    async def acknowledge(self, shard: int, deliveries: list[Delivery], timeline: str = "") -> int:
         await self._log.faults("acknowledge.send", shard)
         current = [entry for entry in deliveries if entry.reader_epoch == self._epochs[shard]]
         if self._runs[shard] != self._log.run:
@@ -107,7 +107,10 @@ class MemoryReader:
         dropped = len(deliveries) - len(current)
         if dropped:
             metrics.ACKNOWLEDGEMENTS_DROPPED.labels(str(shard)).inc(dropped)
-        group = self._log.shards[shard].groups.get(self._group)
+        state = self._log.shards[shard]
+        group = state.groups.get(self._group)
+        if timeline and state.timelines.get(self._group, (0, timeline))[1] != timeline:
+            group = None
         acknowledged = 0
         for entry in current:
             if group is not None and group.pending.pop(entry.entry_id, None) is not None:

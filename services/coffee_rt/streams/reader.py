@@ -17,7 +17,7 @@ from coffee_rt.streams import metrics
 from coffee_rt.streams.contract import ENTRY_ID_ZERO, Delivery, EntryId
 from coffee_rt.streams.entries import count_gaps, delivery_of
 from coffee_rt.streams.redis import Argument, Connector, Link, ReplyError, pack
-from coffee_rt.streams.scripts import LEAVE
+from coffee_rt.streams.scripts import ACKNOWLEDGE, LEAVE
 from coffee_rt.streams.shards import LogKeys
 
 # Codes of a reply that says "the group is gone": asked for, or woken from a blocking read by it.
@@ -116,7 +116,7 @@ class RedisReader:
         self._count_vanished(shard, reply[2])
         return await self._with_attempts(state, link, reply[1])
 
-    async def acknowledge(self, shard: int, deliveries: list[Delivery]) -> int:
+    async def acknowledge(self, shard: int, deliveries: list[Delivery], timeline: str = "") -> int:
         state = self._shards[shard]
         links = state.links
         current = [entry for entry in deliveries if entry.reader_epoch == state.epoch]
@@ -130,7 +130,17 @@ class RedisReader:
         if not current or links is None:
             return 0
         ids = [str(entry.entry_id) for entry in current]
-        return int(await self._call(links[1], "XACK", self._keys.streams[shard], self._group, *ids))
+        keys = [self._keys.streams[shard], self._keys.timelines[shard]]
+        if not timeline:
+            return int(await self._call(links[1], "XACK", keys[0], self._group, *ids))
+        arguments: list[Argument] = [self._group, timeline, *ids]
+        try:
+            reply = await links[1].run(ACKNOWLEDGE, keys, arguments, self._reply_seconds_max)
+        except ReplyError as error:
+            if error.code not in _IN_MIGRATION:
+                links[1].close(error.code)
+            raise
+        return int(reply)
 
     async def leave(self) -> None:
         for state in self._shards:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from operator import attrgetter
 
 from coffee_rt.channels.contract import Channels
@@ -44,6 +45,7 @@ class Announcer:
         breaker: CircuitBreaker,
         clock: Clock,
         currency_decimals: int,
+        follow_timeline: Callable[[], Awaitable[None]],
     ) -> None:
         self._channels = channels
         self._reader = reader
@@ -51,6 +53,7 @@ class Announcer:
         self._breaker = breaker
         self._clock = clock
         self._decimals = currency_decimals
+        self._follow_timeline = follow_timeline
 
     async def finish(self, stored: StoredBatch) -> None:
         count(stored, self._clock.now())
@@ -59,26 +62,36 @@ class Announcer:
         if recent.orders:
             messages.append(self._publish("orders", encode(recent)))
         await asyncio.gather(*messages)
-        await self.acknowledge(stored.batch.deliveries)
+        if not await self.acknowledge(stored.batch.deliveries, stored.timeline):
+            # Perhaps the log knows of a promotion that this worker does not: nothing more of it would be
+            # acknowledged before the next turn of its chores.
+            with suppress(Retryable):
+                await self._follow_timeline()
 
-    async def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
-        """Acknowledge where it is still safe; what stays pending is read again."""
+    async def acknowledge(self, deliveries: Sequence[Delivery], timeline: str = "") -> bool:
+        """Acknowledge where it is still safe, and whether it was everywhere; what stays pending is read
+        again."""
         by_shard: dict[int, list[Delivery]] = {}
         for delivery in deliveries:
             by_shard.setdefault(delivery.shard, []).append(delivery)
         # Together: each is a write that Redis answers after an fsync, and one fsync serves them all.
-        await asyncio.gather(*(self._acknowledge(*item) for item in by_shard.items()))
+        were_safe = await asyncio.gather(
+            *(self._acknowledge(*item, timeline) for item in by_shard.items())
+        )
+        return all(were_safe)
 
-    async def _acknowledge(self, shard: int, deliveries: list[Delivery]) -> None:
+    async def _acknowledge(self, shard: int, deliveries: list[Delivery], timeline: str) -> bool:
         acknowledged = 0
         try:
             async with self._breaker:
-                acknowledged = await self._reader.acknowledge(shard, deliveries)
+                acknowledged = await self._reader.acknowledge(shard, deliveries, timeline)
         except Retryable:
             metrics.READ_FAILURES.labels(str(shard)).inc()
         self._held.release(deliveries)
-        if acknowledged < len(deliveries):
+        is_safe = acknowledged == len(deliveries)
+        if not is_safe:
             self._held.ask_rescan(shard)
+        return is_safe
 
     async def _publish(self, topic: str, body: bytes) -> None:
         if self._breaker.is_open:

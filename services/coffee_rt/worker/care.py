@@ -63,6 +63,8 @@ class Caretaker:
         self._limits = limits
         self._uniform = uniform
         self._is_timeline_told = True
+        self.timeline = ""
+        """PostgreSQL's, as the log was last told it from here."""
         self._unsafe_reasons: list[str] = []
 
     async def prepare_store(self) -> None:
@@ -134,6 +136,7 @@ class Caretaker:
                 self._limits.group, timeline, self._limits.trim_keep_seconds
             )
         self._is_timeline_told = True
+        self.timeline = timeline
         for shard in shards:
             metrics.GROUPS_SET_BACK.labels(str(shard)).inc()
         if shards:

@@ -73,14 +73,6 @@ class Worker:
         )
         self._decoder = EntryDecoder(limits.care.retention_days)
         self._storer = self._make_storer()
-        self._announcer = Announcer(
-            channels=parts.channels,
-            reader=parts.reader,
-            held=self._held,
-            breaker=parts.log_breaker,
-            clock=parts.clock,
-            currency_decimals=limits.currency_decimals,
-        )
         self._caretaker = Caretaker(
             log_keeper=parts.log_keeper,
             store_keeper=parts.store_keeper,
@@ -89,6 +81,15 @@ class Worker:
             clock=parts.clock,
             log=parts.log,
             limits=limits.care,
+        )
+        self._announcer = Announcer(
+            channels=parts.channels,
+            reader=parts.reader,
+            held=self._held,
+            breaker=parts.log_breaker,
+            clock=parts.clock,
+            currency_decimals=limits.currency_decimals,
+            follow_timeline=self._caretaker.follow_timeline,
         )
 
     def begin_drain(self) -> None:
@@ -162,6 +163,7 @@ class Worker:
             on_stored=self._untold.put,
             on_dropped=self._held.release,
             offload=self._parts.offload,
+            get_timeline=lambda: self._caretaker.timeline,
         )
 
     async def _read_all(self) -> None:

@@ -81,6 +81,8 @@ class StoredBatch:
 
     batch: Batch
     committed: Committed
+    timeline: str = ""
+    """Of PostgreSQL, as the worker knew it before the commit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,7 @@ class BatchStorer:
         on_stored: Callable[[StoredBatch], Awaitable[None]],
         on_dropped: Callable[[Sequence[Delivery]], None],
         offload: Offload,
+        get_timeline: Callable[[], str],
     ) -> None:
         self._writer = writer
         self._decoder = decoder
@@ -120,6 +123,7 @@ class BatchStorer:
         self._on_stored = on_stored
         self._on_dropped = on_dropped
         self._offload = offload
+        self._get_timeline = get_timeline
         self._commits = 0
         self.last_failure = ""
         """Why the newest commit failed; empty when it succeeded."""
@@ -147,6 +151,7 @@ class BatchStorer:
         waiting = [batch]
         while waiting:
             current = waiting.pop()
+            timeline = self._get_timeline()
             try:
                 committed = await self._commit(current)
             except BadData as error:
@@ -174,7 +179,7 @@ class BatchStorer:
                     await set_apart(replace(failed, is_claimed=True))
             else:
                 self._commits += 1
-                await self._on_stored(StoredBatch(current, committed))
+                await self._on_stored(StoredBatch(current, committed, timeline))
 
     async def _commit(self, batch: Batch) -> Committed:
         """One attempt. A single entry with bad data is stored record by record."""
