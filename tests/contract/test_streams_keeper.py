@@ -157,11 +157,19 @@ async def test_a_strangers_entry_counts_nothing_wherever_it_waits(bed: Bed) -> N
     assert (one.settled_counter, one.records, one.undelivered_records) == (3, 2, 2)
 
 
-async def test_backlog_of_a_missing_group_is_everything(bed: Bed) -> None:
-    producer = bed.producer()
+async def test_backlog_of_a_missing_group_is_everything_there_is(bed: Bed) -> None:
+    producer, keeper, reader = bed.producer(), bed.keeper(), bed.reader()
     await append_entries(producer, 2)
-    [one, *_] = await bed.keeper().backlog("nobody")
-    assert (one.records, one.undelivered_records) == (2, 2)
+    [one, *_, empty] = await keeper.backlog("nobody")
+    assert (one.records, one.undelivered_records, one.settled_counter) == (2, 2, 0)
+    assert (empty.records, empty.oldest_entry) == (0, None)
+    await keeper.ensure_group("workers")
+    await reader.acknowledge(0, await read_some(reader))
+    await append_entries(producer, 3)
+    assert await keeper.trim(0, 0.0) == 2
+    # What was trimmed waits for nobody: a group that is made again starts at the first entry left.
+    [one, *_] = await keeper.backlog("nobody")
+    assert (one.records, one.undelivered_records, one.settled_counter) == (3, 3, 2)
 
 
 async def test_horizon_tells_first_lowest_and_last(bed: Bed) -> None:

@@ -182,11 +182,11 @@ async def test_crash_after_commit_before_acknowledgement_stores_once(
     acknowledge = RedisReader.acknowledge
     lost: list[int] = []
 
-    async def lose(self: RedisReader, shard: int, deliveries: list[Any]) -> int:
+    async def lose(self: RedisReader, shard: int, deliveries: list[Any], timeline: str) -> int:
         if len(lost) < 3:
             lost.append(shard)
             raise LinkLost("the worker is gone")
-        return await acknowledge(self, shard, deliveries)
+        return await acknowledge(self, shard, deliveries, timeline)
 
     monkeypatch.setattr(RedisReader, "acknowledge", lose)
     placed = orders(90)

@@ -39,17 +39,18 @@ class ShardState:
     length: int
     first: EntryId | None
     last: EntryId
+    first_counter: int
+    first_records: int
     groups: Sequence[GroupState]
 
 
 def plan_backlog(shard: int, state: ShardState, group: GroupState | None, memory: int) -> Backlog:
-    """One group's backlog. A group that is missing has everything before it."""
+    """One group's backlog. A group that is missing has everything before it that was not trimmed."""
     if group is None:
-        seconds = max(0, state.now_ms - state.first.ms) / 1000 if state.first else 0.0
-        records = state.counter if state.first else 0
-        return Backlog(
-            shard, records, seconds, 0, state.length, memory, records, state.first, state.counter,
-            state.counter - records,
+        group = GroupState(
+            "", 0,
+            state.first, state.first_counter, state.first_records,
+            state.first, state.first_counter, state.first_records,
         )  # fmt: skip
     settled = state.counter
     seconds = 0.0

@@ -284,13 +284,15 @@ def _those_that_answer(answers: Sequence[T | BaseException]) -> list[T]:
 
 
 def parse_shard_state(reply: Sequence[Any]) -> ShardState:
-    counter, now_ms, length, first, last, *groups = reply
+    counter, now_ms, length, first, last, first_counter, first_records, *groups = reply
     return ShardState(
         int(counter),
         int(now_ms),
         int(length),
         EntryId.parse(first) if first else None,
         EntryId.parse(last),
+        int(first_counter),
+        int(first_records),
         [
             GroupState(
                 name.decode(),

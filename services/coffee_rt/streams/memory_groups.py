@@ -295,7 +295,13 @@ class MemoryKeeper:
         groups = [_group_state(shard, name, group) for name, group in shard.groups.items()]
         first = shard.ids[0] if shard.ids else None
         return ShardState(
-            shard.counter, self._log.now_ms(), len(shard.ids), first, shard.last, groups
+            shard.counter,
+            self._log.now_ms(),
+            len(shard.ids),
+            first,
+            shard.last,
+            *_counts(shard, first, is_gap_counted=True),
+            groups,
         )
 
 

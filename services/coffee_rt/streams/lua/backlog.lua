@@ -1,13 +1,13 @@
 -- What groups have not acknowledged on one shard, from one moment. Read-only.
 --
 -- KEYS  1 stream, 2 counter
--- Reply counter, now ms, length, first id or "", last generated id,
+-- Reply counter, now ms, length, first id or "", last generated id, counter and records of the first,
 --       then for each group: {name, pending, lowest unacknowledged id or "", its counter, its records,
 --       first undelivered id or "", its counter, its records, last delivered id}
 local time = redis.call('TIME')
 local now = string.format('%.0f', tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000))
 local counter = redis.call('GET', KEYS[2]) or '0'
-if redis.call('EXISTS', KEYS[1]) == 0 then return {counter, now, 0, '', '0-0'} end
+if redis.call('EXISTS', KEYS[1]) == 0 then return {counter, now, 0, '', '0-0', counter, 0} end
 
 local function facts_of(list)
   local facts = {}
@@ -46,7 +46,9 @@ end
 
 local stream = facts_of(redis.call('XINFO', 'STREAM', KEYS[1]))
 local first = stream['first-entry'] and stream['first-entry'][1] or ''
-local reply = {counter, now, stream.length, first, stream['last-generated-id']}
+local oldest = entry_from('-', true)
+if oldest[1] == '' then oldest = {'', counter, '0'} end
+local reply = {counter, now, stream.length, first, stream['last-generated-id'], oldest[2], oldest[3]}
 for _, list in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
   local group = facts_of(list)
   local undelivered = entry_from('(' .. group['last-delivered-id'], false)
