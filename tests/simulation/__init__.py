@@ -1,0 +1,1 @@
+"""The real cores in virtual time over stores in memory, under faults drawn from a seed."""

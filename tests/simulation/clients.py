@@ -1,0 +1,145 @@
+"""Clients: each places its orders one after the other, and repeats what it was not told the outcome of."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from coffee_rt.domain.ids import IdMinter
+from coffee_rt.errors import NotExecuted, Overload, Retryable
+from coffee_rt.streams.contract import Appended, Outcome
+from tests.simulation.loop import Process
+from tests.simulation.plan import Wish
+from tests.simulation.world import EPOCH_SECONDS, Part, World
+
+WAIT_SECONDS = 0.8
+"""How long a client waits for an answer; then the outcome is unknown."""
+
+
+@dataclass(slots=True)
+class Told:
+    """What a client was told of one wish."""
+
+    wish: Wish
+    client_id: bytes | None
+    ids: set[bytes] = field(default_factory=set)
+    """Of every 202."""
+    is_unknown: bool = False
+    """At least one attempt had no answer."""
+    is_over: bool = False
+    twins_taken: set[bytes] = field(default_factory=set)
+    """Ids of 202s for another body under the same key."""
+    twin_sent: bool = False
+
+
+class Clients:
+    """All clients of a run; one process, which nothing befalls."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._minter = IdMinter()
+        self.told = [
+            [Told(wish, self._client_id(wish)) for wish in wishes] for wishes in world.plan.wishes
+        ]
+
+    @property
+    def all_told(self) -> list[Told]:
+        return [told for client in self.told for told in client]
+
+    @property
+    def are_done(self) -> bool:
+        return all(told.is_over for told in self.all_told)
+
+    async def run(self, world: World, process: Process) -> None:
+        world.parts[process.name].core = self
+        await asyncio.gather(*map(self._play, self.told))
+        await asyncio.Event().wait()
+
+    def _client_id(self, wish: Wish) -> bytes | None:
+        if not wish.is_client_id:
+            return None
+        return self._minter.mint(int(EPOCH_SECONDS * 1000) + wish.number)
+
+    async def _play(self, client: list[Told]) -> None:
+        for told in client:
+            await asyncio.sleep(0.6 * self._world.chance.random())
+            if told.wish.is_raced:
+                await asyncio.gather(self._settle(told), self._settle(told))
+            else:
+                await self._settle(told)
+            if told.wish.is_repeated:
+                await self._settle(told)
+            if told.wish.is_twin:
+                await self._send_twin(told)
+            told.is_over = True
+
+    async def _settle(self, told: Told) -> None:
+        """Until it is known what became of it, or can't be known."""
+        while True:
+            answer = await self._attempt(told.wish, told.client_id)
+            if isinstance(answer, Appended):
+                if answer.outcome is Outcome.CONFLICT:
+                    self._world.fail(f"wish {told.wish.number} conflicts with itself")
+                told.ids.add(answer.order_id)
+                self._world.note(f"wish {told.wish.number} is {answer.order_id.hex()}")
+                return
+            if answer is None:
+                told.is_unknown = True
+                if told.wish.key is None and told.client_id is None:
+                    return
+            await asyncio.sleep(0.05 + 0.4 * self._world.chance.random())
+
+    async def _send_twin(self, told: Told) -> None:
+        """Another body under the same key: refused, and never stored."""
+        wish = told.wish
+        twin = Wish(
+            wish.number, wish.key, False, wish.store, wish.drink, wish.price_minor + 1, 1, 0
+        )
+        told.twin_sent = True
+        answer = await self._attempt(twin, None)
+        if isinstance(answer, Appended) and answer.outcome is not Outcome.CONFLICT:
+            told.twins_taken.add(answer.order_id)
+
+    async def _attempt(self, wish: Wish, client_id: bytes | None) -> Appended | bool | None:
+        """What was appended; False where it certainly was not; None where nobody knows."""
+        world = self._world
+        apis = [part for name, part in world.parts.items() if name.startswith("api")]
+        part = apis[int(world.chance.random() * len(apis))]
+        if not part.is_up:
+            await asyncio.sleep(0.01)
+            return False
+        answer: asyncio.Future[Appended | bool | None] = world.loop.create_future()
+        me = world.parts["clients"].process
+        process = part.process
+        assert process is not None
+        assert me is not None
+        world.loop.call_later(
+            world.network.delay(),
+            lambda: process.start(self._serve(part, wish, client_id, answer, me)),
+            context=process.context,
+        )
+        try:
+            async with asyncio.timeout(WAIT_SECONDS):
+                return await answer
+        except TimeoutError:
+            return None
+
+    async def _serve(
+        self,
+        part: Part,
+        wish: Wish,
+        client_id: bytes | None,
+        answer: asyncio.Future[Appended | bool | None],
+        me: Process,
+    ) -> None:
+        """In the order_api's process."""
+        result: Appended | bool | None = False
+        try:
+            if part.core is not None:
+                result = await part.core.place(wish, client_id)
+        except (NotExecuted, Overload):
+            result = False
+        except Retryable:
+            result = None
+        if self._world.chance.random() >= self._world.network.weather.unanswered:
+            self._world.network.reply(me, answer, result)

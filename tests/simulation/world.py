@@ -1,0 +1,305 @@
+"""One run's platform: servers, processes that die and are started again, and what is known of the truth."""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from coffee_rt.channels.contract import Channels
+from coffee_rt.domain.wire import decode_batch
+from coffee_rt.runtime.breaker import CircuitBreaker
+from coffee_rt.runtime.logs import Log
+from coffee_rt.store.memory import MemoryKeeper as MemoryStoreKeeper
+from coffee_rt.store.memory import MemoryOrderReader
+from coffee_rt.store.memory_database import MemoryDatabase
+from coffee_rt.store.memory_view_reads import MemoryViewReader
+from coffee_rt.store.memory_views import (
+    MemoryViewCatalogue,
+    MemoryViewFolder,
+    MemoryViewRepairer,
+)
+from coffee_rt.streams.contract import STORE_GROUP, EntryId
+from coffee_rt.streams.memory_groups import MemoryKeeper
+from tests.builders import NOW_MS
+from tests.simulation.loop import Process, VirtualLoop
+from tests.simulation.network import Network, Server
+from tests.simulation.plan import Plan
+from tests.simulation.remote import (
+    FussyWriter,
+    ProcessClock,
+    Remote,
+    RemoteChannels,
+    SimBus,
+    SimLog,
+)
+
+SHARDS = 2
+EPOCH_SECONDS = NOW_MS / 1000
+
+
+class WatchedKeeper(MemoryKeeper):
+    """Tells the world what a trim removes."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world.log)
+        self._world = world
+
+    async def trim(self, shard: int, keep_seconds: float) -> int:
+        before = dict(self._log.shards[shard].entries)
+        removed = await super().trim(shard, keep_seconds)
+        if removed:
+            left = self._log.shards[shard].entries
+            gone = {each: fields for each, fields in before.items() if each not in left}
+            self._world.on_trimmed(shard, gone)
+        return removed
+
+
+Main = Callable[["World", Process], Coroutine[Any, Any, None]]
+
+
+class TraceLog:
+    """A process's log: lines of the trace. An error that says conservation is violated is remembered."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self._world = world
+        self._name = name
+
+    def _line(self, level: str, event: str, fields: dict[str, Any]) -> None:
+        details = " ".join(f"{name}={value}" for name, value in fields.items())
+        self._world.note(f"{self._name} {level}: {event} {details}")
+
+    def info(self, event: str, **fields: Any) -> None:
+        self._line("says", event, fields)
+
+    def warning(self, event: str, **fields: Any) -> None:
+        self._line("warns", event, fields)
+
+    def error(self, event: str, **fields: Any) -> None:
+        self._line("errs", event, fields)
+        if event == "conservation is violated":
+            self._world.imbalances.append(f"{self._world.loop.now:.3f} {self._name} {fields}")
+
+
+@dataclass(slots=True)
+class Part:
+    """A process by its name; `process` is its newest incarnation. `core` is what others call into."""
+
+    name: str
+    main: Main
+    process: Process | None = None
+    core: Any = None
+    drain: Callable[[], None] | None = None
+    traps: list[Any] = field(default_factory=list)
+
+    @property
+    def is_up(self) -> bool:
+        return self.process is not None and not self.process.is_dead and self.core is not None
+
+
+class World:
+    """Made for one run, thrown away after it."""
+
+    def __init__(self, plan: Plan, seed: int, *, is_traced: bool) -> None:
+        self.plan = plan
+        self.is_traced = is_traced
+        self.lines: list[str] = []
+        self.fingerprint = 0
+        self.failures: list[str] = []
+        self.imbalances: list[str] = []
+        self.loop = VirtualLoop(random.Random(f"schedule {seed}"))
+        self.chance = random.Random(f"chance {seed}")
+        self.network = Network(self.loop, random.Random(f"network {seed}"), plan.weather)
+        self.network.on_fault = self.note
+        self.redis = Server(self.loop, "redis")
+        self.postgresql = Server(self.loop, "postgresql")
+        self.clock = ProcessClock(self.loop, self.loop.world, EPOCH_SECONDS)
+        self.log = SimLog(self.loop, self.clock, SHARDS)
+        self.database = MemoryDatabase()
+        self.bus = SimBus(self.loop, random.Random(f"bus {seed}"))
+        self.bus.trouble = plan.bus_trouble
+        self.folder = MemoryViewFolder(self.database, self.clock)
+        self.writer = FussyWriter(self.database)
+        self.log_keeper = WatchedKeeper(self)
+        self.parts: dict[str, Part] = {}
+        self.is_healed = False
+        self.definitions = list(plan.views[0])
+        """The views that are wanted."""
+        self.lost_ids: set[bytes] = set()
+        """Orders of entries that a failover of the log took back."""
+        self.failovers = 0
+        self.strangers = 0
+
+    # What happened.
+
+    def note(self, text: str) -> None:
+        """A line of the trace; every line counts for the fingerprint."""
+        now = self.loop.now
+        self.fingerprint = zlib.crc32(
+            b"%d %d" % (self.loop.steps, int(now * 1e6)), self.fingerprint
+        )
+        self.fingerprint = zlib.crc32(text.encode(), self.fingerprint)
+        if self.is_traced:
+            self.lines.append(f"{now:8.4f}  {text}")
+
+    def fail(self, text: str) -> None:
+        self.note(f"FAILURE {text}")
+        self.failures.append(text)
+
+    # Processes.
+
+    def add(self, name: str, main: Main, **options: Any) -> Part:
+        part = self.parts[name] = Part(name, main, **options)
+        self.start(part)
+        return part
+
+    def start(self, part: Part) -> None:
+        if part.process is not None and not part.process.is_dead:
+            return
+        process = part.process = Process(self.loop, part.name)
+        process.clock_error_seconds = self.plan.clock_errors.get(part.name, 0.0)
+        part.core = part.drain = None
+        self.note(f"{part.name} starts")
+        task = process.start(part.main(self, process), part.name)
+
+        def on_end(_: Any) -> None:
+            if process.is_dead:
+                return
+            error = None if task.cancelled() else task.exception()
+            if error is not None:
+                self.fail(f"{part.name} crashed: {error!r}")
+            self._end(part, process)
+
+        task.add_done_callback(on_end, context=process.context)
+        self._arm(part, process)
+
+    def _end(self, part: Part, process: Process) -> None:
+        """It ended by itself (drained, or crashed)."""
+        self.note(f"{part.name} ends")
+        process.kill()
+        self.loop.call_later(0.2, self.start, part, context=self.loop.world.context)
+
+    def _arm(self, part: Part, process: Process) -> None:
+        if not part.traps or self.is_healed:
+            return
+        trap = part.traps.pop(0)
+
+        def spring(caught: Process) -> None:
+            getattr(self, f"_{trap.kind}")(part, caught, trap.seconds)
+
+        process.trap = (process.steps + trap.step, spring)
+
+    def _kill(self, part: Part, process: Process, seconds: float) -> None:
+        self.note(f"{part.name} is killed at its step {process.steps}")
+        process.kill()
+        self.loop.call_later(seconds, self.start, part, context=self.loop.world.context)
+
+    def _freeze(self, part: Part, process: Process, seconds: float) -> None:
+        self.note(f"{part.name} freezes for {seconds:.2f} s at its step {process.steps}")
+        process.freeze()
+        self.loop.call_later(seconds, self._thaw, part, process, context=self.loop.world.context)
+
+    def _thaw(self, part: Part, process: Process) -> None:
+        self.note(f"{part.name} goes on")
+        process.thaw()
+        self._arm(part, process)
+
+    def _drain(self, part: Part, process: Process, seconds: float) -> None:
+        if part.drain is None:
+            self._kill(part, process, seconds)
+            return
+        self.note(f"{part.name} is asked to end at its step {process.steps}")
+        process.run(self.loop.call_soon, part.drain)
+
+    def heal(self) -> None:
+        """Nothing fails any more, and everybody is there."""
+        self.note("everything heals")
+        self.is_healed = True
+        weather = self.network.weather
+        weather.lost = weather.unanswered = weather.late = weather.slow = 0.0
+        self.network.cut.clear()
+        self.bus.trouble = 0.0
+        for server in (self.redis, self.postgresql):
+            server.is_away = server.is_refusing = False
+            server.process.thaw()
+        for part in self.parts.values():
+            if part.process is not None:
+                part.process.trap = None
+                part.process.thaw()
+            self.start(part)
+
+    # What processes are made of.
+
+    def clock_of(self, process: Process) -> ProcessClock:
+        return ProcessClock(self.loop, process, EPOCH_SECONDS)
+
+    def log_of(self, process: Process) -> Log:
+        return cast(Log, TraceLog(self, process.name))
+
+    def channels_of(self) -> Channels:
+        return cast(Channels, RemoteChannels(self.network, self.redis, self.bus))
+
+    def breaker_of(self, process: Process, name: str) -> CircuitBreaker:
+        return CircuitBreaker(name, failures=5, open_seconds=0.5, clock=self.clock_of(process))
+
+    def remote_log_keeper(self) -> Any:
+        return Remote(self.network, self.redis, self.log_keeper)
+
+    def _in_postgresql(self, inner: Any) -> Any:
+        return Remote(self.network, self.postgresql, inner)
+
+    def remote_store_keeper(self) -> Any:
+        return self._in_postgresql(MemoryStoreKeeper(self.database))
+
+    def remote_catalogue(self) -> Any:
+        return self._in_postgresql(MemoryViewCatalogue(self.database))
+
+    def remote_folder(self) -> Any:
+        return self._in_postgresql(self.folder)
+
+    def remote_repairer(self) -> Any:
+        return self._in_postgresql(MemoryViewRepairer(self.database, self.clock))
+
+    def remote_view_reader(self) -> Any:
+        return self._in_postgresql(MemoryViewReader(self.database))
+
+    def remote_order_reader(self) -> Any:
+        return self._in_postgresql(MemoryOrderReader(self.database))
+
+    # The stores.
+
+    def on_trimmed(self, shard: int, gone: dict[EntryId, dict[bytes, bytes]]) -> None:
+        """Nothing goes that is not stored and acknowledged."""
+        self.note(f"shard {shard}: {len(gone)} entries are trimmed")
+        group = self.log.shards[shard].groups.get(STORE_GROUP)
+        for entry_id, fields in gone.items():
+            if b"d" in fields and fields[b"b"] not in self.database.ledger:
+                self.fail(f"I6: {entry_id} of shard {shard} is trimmed and not stored")
+            if group is None or entry_id in group.pending or entry_id > group.delivered:
+                self.fail(f"I6: {entry_id} of shard {shard} is trimmed and not acknowledged")
+
+    def promote(self, standby: MemoryDatabase) -> None:
+        lacking = len(self.database.orders) - len(standby.orders)
+        self.database.promote(standby)
+        self.note(f"PostgreSQL goes on without {lacking} orders")
+
+    def fail_over(self, replica: list[Any], clock_skew_seconds: float) -> None:
+        """The replica goes on: what it had not received never was."""
+        for shard, (now, then) in enumerate(zip(self.log.shards, replica, strict=True)):
+            for entry_id, fields in now.entries.items():
+                if then.entries.get(entry_id) is not fields:
+                    self._lose(shard, entry_id, fields)
+        self.failovers += 1
+        self.redis.run += 1
+        self.log.clock_skew_seconds = clock_skew_seconds
+        self.log.restore(replica)
+        self.bus.interrupt()
+
+    def _lose(self, shard: int, entry_id: EntryId, fields: dict[bytes, bytes]) -> None:
+        if b"d" not in fields:
+            return
+        orders = decode_batch(1, fields[b"d"])
+        self.lost_ids.update(order.order_id for order in orders)
+        self.note(f"shard {shard} loses {entry_id} of {len(orders)} records")
