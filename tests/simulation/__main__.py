@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import nullcontext
@@ -100,7 +101,7 @@ def _replay(seed: int, planted: str | None) -> int:
     _print("\n".join(outcome.trace))
     _print(
         f"\nseed {seed}: {outcome.seconds:.2f} virtual seconds, {outcome.steps} callbacks, "
-        f"{outcome.orders} orders stored, fingerprint {outcome.fingerprint:08x}"
+        f"fingerprint {outcome.fingerprint:08x}\n{_listed(outcome.happened)}"
     )
     for failure in outcome.failures:
         _print(f"  {failure}")
@@ -149,14 +150,15 @@ class _Tally:
         self.failed: list[Outcome] = []
         self._total = total
         self._planted = planted
-        self._done = self._steps = self._orders = 0
+        self._happened: Counter[str] = Counter()
+        self._done = self._steps = 0
         self._fingerprint = 0
         self._began = self._shown_at = time.monotonic()
 
     def add(self, outcome: Outcome) -> None:
         self._done += 1
         self._steps += outcome.steps
-        self._orders += outcome.orders
+        self._happened += outcome.happened
         # A sum, because outcomes come in any order.
         line = f"{outcome.seed} {outcome.fingerprint} {outcome.failures}"
         self._fingerprint = (self._fingerprint + crc32(line.encode())) & 0xFFFFFFFF
@@ -191,7 +193,7 @@ class _Tally:
                 "seeds": self._done,
                 "seconds": round(seconds, 2),
                 "callbacks": self._steps,
-                "orders": self._orders,
+                "happened": dict(sorted(self._happened.items())),
                 "fingerprint": f"{self._fingerprint:08x}",
                 "failed": [
                     {name: value for name, value in asdict(outcome).items() if name != "trace"}
@@ -201,10 +203,16 @@ class _Tally:
             _print(json.dumps(summary))
             return
         _print(
-            f"{self._done} seeds in {seconds:.1f} s: {self._orders} orders, {self._steps} callbacks, "
-            f"fingerprint {self._fingerprint:08x}; "
+            f"{self._done} seeds in {seconds:.1f} s, {self._steps} callbacks, "
+            f"fingerprint {self._fingerprint:08x}\n{_listed(self._happened)}\n"
             + (f"{len(self.failed)} FAILED" if self.failed else "all promises kept")
         )
+
+
+def _listed(happened: Counter[str]) -> str:
+    """What happened, three kinds a line."""
+    cells = [f"{count:>8} {kind:<32}" for kind, count in sorted(happened.items())]
+    return "\n".join("".join(cells[at : at + 3]).rstrip() for at in range(0, len(cells), 3))
 
 
 def _print(text: str) -> None:

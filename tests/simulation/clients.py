@@ -62,7 +62,7 @@ class Clients:
 
     async def _play(self, client: list[Told]) -> None:
         for told in client:
-            await asyncio.sleep(0.6 * self._world.chance.random())
+            await asyncio.sleep(self._world.plan.fault_seconds / 6 * self._world.chance.random())
             if told.wish.is_raced:
                 await asyncio.gather(self._settle(told), self._settle(told))
             else:

@@ -12,7 +12,7 @@ from coffee_rt.domain.views import ViewDefinition
 from coffee_rt.errors import Rejected, Retryable
 from coffee_rt.streams.contract import STORE_GROUP
 from tests.simulation.loop import Process
-from tests.simulation.network import Server
+from tests.simulation.network import GIVE_UP_SECONDS, LATE_SECONDS_MAX, Server
 from tests.simulation.plan import Event
 from tests.simulation.world import World
 
@@ -37,6 +37,7 @@ class Misfortunes:
         if self._world.is_healed:
             return
         self._world.note(f"event: {event.kind} ({event.seconds:.2f} s)")
+        self._world.happened[f"event {event.kind}"] += 1
         act: Callable[[float], Awaitable[None]] = getattr(self, "_" + event.kind.replace(" ", "_"))
         await act(event.seconds)
 
@@ -122,7 +123,6 @@ class Misfortunes:
         world = self._world
         fields = {b"what": b"ever"}
         world.log.insert_raw(0, fields)
-        world.strangers += 1
 
     async def _views(self, seconds: float) -> None:
         definitions = next(self._definitions)
@@ -140,6 +140,13 @@ class Misfortunes:
             with suppress(Rejected):
                 await self._until_done(partial(catalogue.drop_view, name))
         await self._until_done(lambda: channels.publish("catalogue", b"{}"))
+
+    async def settle_views(self) -> None:
+        """As an operator reconciles: once more when every call that was late has been done."""
+        definitions = self._world.definitions
+        await self.apply_views(definitions)
+        await asyncio.sleep(GIVE_UP_SECONDS + LATE_SECONDS_MAX)
+        await self.apply_views(definitions)
 
     async def _rebuild(self, seconds: float) -> None:
         """coffee-rt rebuild-view, of every view there is."""

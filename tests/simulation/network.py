@@ -74,7 +74,7 @@ class Network:
         self.weather = weather
         self.cut: set[tuple[str, str]] = set()
         """(process, server) pairs between which nothing passes."""
-        self.on_fault: Callable[[str], None] = lambda text: None
+        self.on_fault: Callable[[str, str, str], None] = lambda who, point, fate: None
         self._chance = chance
 
     def delay(self) -> float:
@@ -93,7 +93,7 @@ class Network:
         fate = self._draw_fate(process, server)
         answer: asyncio.Future[Any] = self.loop.create_future()
         if fate is not Fate.FINE:
-            self.on_fault(f"{process.name}: {point} to {server.name} {fate.value}")
+            self.on_fault(process.name, f"{point} to {server.name}", fate.value)
         if fate is not Fate.LOST:
             late = GIVE_UP_SECONDS + LATE_SECONDS_MAX * self._chance.random()
             self.loop.call_later(

@@ -13,7 +13,9 @@ from tests.simulation.remote import BAD_DRINK
 STORES = ("uptown", "harbour")
 DRINKS = ("latte", "mocha", "tea")
 FAULT_SECONDS = 3.5
-"""Of every run; then everything heals."""
+"""Of a run; then everything heals."""
+LONG_SECONDS = 11.0
+"""The same of a few runs, in which the ledger is compacted."""
 FREEZE_SECONDS_MAX = 2.0
 
 _NEVER_OR = (0.0, 0.0, 0.01, 0.04)
@@ -70,6 +72,7 @@ class Event:
 @dataclass(frozen=True, slots=True)
 class Plan:
     parts: list[str]
+    fault_seconds: float
     wishes: list[list[Wish]]
     """By client."""
     weather: Weather
@@ -92,9 +95,11 @@ def draw_plan(seed: int) -> Plan:
     chance = random.Random(f"plan {seed}")
     parts = _draw_parts(chance)
     is_calm = chance.random() < 0.1
-    events = [] if is_calm else _draw_events(chance)
+    seconds = LONG_SECONDS if chance.random() < 0.04 else FAULT_SECONDS
+    events = [] if is_calm else _draw_events(chance, seconds)
     return Plan(
         parts=parts,
+        fault_seconds=seconds,
         wishes=_draw_wishes(chance),
         weather=Weather() if is_calm else _draw_weather(chance),
         bus_trouble=0.0 if is_calm else chance.choice((0.0, 0.05, 0.3)),
@@ -168,7 +173,7 @@ def _draw_trap(chance: random.Random) -> Trap:
     return Trap(step, kind, chance.uniform(0.1, FREEZE_SECONDS_MAX))
 
 
-_EVENTS = (
+EVENTS = (
     "redis away",
     "redis restart",
     "redis freeze",
@@ -187,11 +192,11 @@ _EVENTS = (
 )
 
 
-def _draw_events(chance: random.Random) -> list[Event]:
+def _draw_events(chance: random.Random, seconds: float) -> list[Event]:
     events = []
     for _ in range(chance.randint(0, 5)):
-        at = chance.uniform(0.1, FAULT_SECONDS - 0.2)
-        events.append(Event(at, chance.choice(_EVENTS), chance.uniform(0.05, 1.2)))
+        at = chance.uniform(0.1, seconds - 0.2)
+        events.append(Event(at, chance.choice(EVENTS), chance.uniform(0.05, 1.2)))
     return sorted(events, key=lambda event: event.at)
 
 

@@ -90,7 +90,8 @@ class Api:
 async def run_api(world: World, process: Process) -> None:
     clock = world.clock_of(process)
     target = MemoryTarget(world.log, SHARDS)
-    producer = GroupProducer(RemoteTarget(world.network, world.redis, target, clock), clock)
+    remote = RemoteTarget(world.network, world.redis, target, clock, world.on_append)
+    producer = GroupProducer(remote, clock)
     await _until_done(producer.start)
     part, closing = world.parts[process.name], asyncio.Event()
     part.core, part.drain = Api(producer), closing.set

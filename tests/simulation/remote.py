@@ -114,12 +114,18 @@ class RemoteTarget:
     """A FlushTarget: the append script behind the network. Calls that never got through are NotExecuted."""
 
     def __init__(
-        self, network: Network, server: Server, target: MemoryTarget, clock: Clock
+        self,
+        network: Network,
+        server: Server,
+        target: MemoryTarget,
+        clock: Clock,
+        on_append: Callable[[Flush], None],
     ) -> None:
         self._network = network
         self._server = server
         self._target = target
         self._clock = clock
+        self._on_append = on_append
 
     @property
     def shards(self) -> int:
@@ -141,9 +147,14 @@ class RemoteTarget:
     async def execute(self, flush: Flush) -> FlushReply:
         sent_at = self._clock.now()
         reply: FlushReply = await self._network.call(
-            self._server, lambda: run_now(self._target.execute(flush)), "append"
+            self._server, lambda: self._append(flush), "append"
         )
         return reply._replace(sent_at=sent_at, received_at=self._clock.now())
+
+    def _append(self, flush: Flush) -> FlushReply:
+        self._on_append(flush)
+        reply: FlushReply = run_now(self._target.execute(flush))
+        return reply
 
 
 class RemoteReader:

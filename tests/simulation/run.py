@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from tests.simulation.browsers import Browser
 from tests.simulation.clients import Clients
 from tests.simulation.events import Misfortunes
 from tests.simulation.loop import Stuck
-from tests.simulation.plan import FAULT_SECONDS, draw_plan
+from tests.simulation.plan import draw_plan
 from tests.simulation.processes import MAINS
 from tests.simulation.world import World
 
@@ -35,7 +36,7 @@ class Outcome:
     steps: int
     seconds: float
     """Virtual ones."""
-    orders: int
+    happened: Counter[str]
     trace: list[str] = field(default_factory=list, compare=False)
 
 
@@ -59,7 +60,7 @@ def simulate(seed: int, *, is_traced: bool = False) -> Outcome:
         fingerprint=world.fingerprint,
         steps=world.loop.steps,
         seconds=round(world.loop.now, 6),
-        orders=len(world.database.orders),
+        happened=world.count(),
         trace=world.lines,
     )
 
@@ -112,7 +113,7 @@ class _Run:
         world, now = self._world, self._world.loop.now
         if world.failures:
             return True
-        if not world.is_healed and now >= FAULT_SECONDS:
+        if not world.is_healed and now >= world.plan.fault_seconds:
             self._heal()
         if not world.is_healed or now < self._look_at:
             return False
@@ -120,7 +121,7 @@ class _Run:
         reasons = list(oracle.unrest(world, self._clients))
         if reasons:
             self._rested_at = None
-            if now > FAULT_SECONDS + REST_SECONDS_MAX:
+            if now > world.plan.fault_seconds + REST_SECONDS_MAX:
                 world.fail(f"no rest {REST_SECONDS_MAX} s after healing: {'; '.join(reasons)}")
             return False
         if self._rested_at is None:
@@ -135,4 +136,4 @@ class _Run:
         world.heal()
         operator = world.parts["operator"].process
         assert operator is not None
-        operator.start(self._misfortunes.apply_views(world.definitions))
+        operator.start(self._misfortunes.settle_views())

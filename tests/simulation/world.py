@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import zlib
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -22,6 +23,7 @@ from coffee_rt.store.memory_views import (
     MemoryViewRepairer,
 )
 from coffee_rt.streams.contract import STORE_GROUP, EntryId
+from coffee_rt.streams.flush import Flush
 from coffee_rt.streams.memory_groups import MemoryKeeper
 from tests.builders import NOW_MS
 from tests.simulation.loop import Process, VirtualLoop
@@ -41,11 +43,16 @@ EPOCH_SECONDS = NOW_MS / 1000
 
 
 class WatchedKeeper(MemoryKeeper):
-    """Tells the world what a trim removes."""
+    """Tells the world what a trim removes, and when a group is set back."""
 
     def __init__(self, world: World) -> None:
         super().__init__(world.log)
         self._world = world
+
+    async def follow_timeline(self, group: str, timeline: str, keep_seconds: float) -> list[int]:
+        set_back = await super().follow_timeline(group, timeline, keep_seconds)
+        self._world.happened["group set back"] += len(set_back)
+        return set_back
 
     async def trim(self, shard: int, keep_seconds: float) -> int:
         before = dict(self._log.shards[shard].entries)
@@ -112,7 +119,7 @@ class World:
         self.loop = VirtualLoop(random.Random(f"schedule {seed}"))
         self.chance = random.Random(f"chance {seed}")
         self.network = Network(self.loop, random.Random(f"network {seed}"), plan.weather)
-        self.network.on_fault = self.note
+        self.network.on_fault = self._on_fault
         self.redis = Server(self.loop, "redis")
         self.postgresql = Server(self.loop, "postgresql")
         self.clock = ProcessClock(self.loop, self.loop.world, EPOCH_SECONDS)
@@ -129,8 +136,14 @@ class World:
         """The views that are wanted."""
         self.lost_ids: set[bytes] = set()
         """Orders of entries that a failover of the log took back."""
-        self.failovers = 0
-        self.strangers = 0
+        self.lost_batches: dict[bytes, tuple[int, int]] = {}
+        """Those entries: batch id -> (shard, records)."""
+        self.happened: Counter[str] = Counter()
+        """What befell whom, by kind."""
+        self._unnoticed: dict[int, int] = {}
+        """Shard -> its counter before a failover, until somebody appends who knows."""
+        self.uncounted: set[int] = set()
+        """Shards of which a failover took entries that nobody remembered: their accounts can't balance."""
 
     # What happened.
 
@@ -144,9 +157,31 @@ class World:
         if self.is_traced:
             self.lines.append(f"{now:8.4f}  {text}")
 
+    def _on_fault(self, who: str, point: str, fate: str) -> None:
+        self.happened[f"call {fate}"] += 1
+        self.note(f"{who}: {point} {fate}")
+
     def fail(self, text: str) -> None:
         self.note(f"FAILURE {text}")
         self.failures.append(text)
+
+    def count(self) -> Counter[str]:
+        """What befell the platform, and what its mechanisms did about it."""
+        database = self.database
+        found = Counter(
+            {
+                "order stored": len(database.orders),
+                "dead letter": len(database.dead_letters),
+                "entry absorbed by the ledger": sum(
+                    row.redeliveries for row in database.ledger.values()
+                ),
+                "ledger row compacted": sum(sums["entries"] for sums in database.sums.values()),
+                "view exchanged": sum(
+                    not view.state.internal.endswith("_1") for view in database.views.values()
+                ),
+            }
+        )
+        return found + self.happened
 
     # Processes.
 
@@ -192,11 +227,13 @@ class World:
         process.trap = (process.steps + trap.step, spring)
 
     def _kill(self, part: Part, process: Process, seconds: float) -> None:
+        self.happened[f"kill of {part.name.partition('-')[0]}"] += 1
         self.note(f"{part.name} is killed at its step {process.steps}")
         process.kill()
         self.loop.call_later(seconds, self.start, part, context=self.loop.world.context)
 
     def _freeze(self, part: Part, process: Process, seconds: float) -> None:
+        self.happened["freeze"] += 1
         self.note(f"{part.name} freezes for {seconds:.2f} s at its step {process.steps}")
         process.freeze()
         self.loop.call_later(seconds, self._thaw, part, process, context=self.loop.world.context)
@@ -210,6 +247,7 @@ class World:
         if part.drain is None:
             self._kill(part, process, seconds)
             return
+        self.happened["drain"] += 1
         self.note(f"{part.name} is asked to end at its step {process.steps}")
         process.run(self.loop.call_soon, part.drain)
 
@@ -273,6 +311,7 @@ class World:
     def on_trimmed(self, shard: int, gone: dict[EntryId, dict[bytes, bytes]]) -> None:
         """Nothing goes that is not stored and acknowledged."""
         self.note(f"shard {shard}: {len(gone)} entries are trimmed")
+        self.happened["entry trimmed"] += len(gone)
         group = self.log.shards[shard].groups.get(STORE_GROUP)
         for entry_id, fields in gone.items():
             if b"d" in fields and fields[b"b"] not in self.database.ledger:
@@ -284,6 +323,8 @@ class World:
         lacking = len(self.database.orders) - len(standby.orders)
         self.database.promote(standby)
         self.note(f"PostgreSQL goes on without {lacking} orders")
+        self.happened["promotion"] += 1
+        self.happened["order lost by a promotion"] += lacking
 
     def fail_over(self, replica: list[Any], clock_skew_seconds: float) -> None:
         """The replica goes on: what it had not received never was."""
@@ -291,15 +332,32 @@ class World:
             for entry_id, fields in now.entries.items():
                 if then.entries.get(entry_id) is not fields:
                     self._lose(shard, entry_id, fields)
-        self.failovers += 1
+            if now.counter > then.counter:
+                self._unnoticed[shard] = max(now.counter, self._unnoticed.get(shard, 0))
+        self.happened["failover"] += 1
         self.redis.run += 1
         self.log.clock_skew_seconds = clock_skew_seconds
         self.log.restore(replica)
         self.bus.interrupt()
 
+    def on_append(self, flush: Flush) -> None:
+        """The first append after a failover tells whether the loss is seen."""
+        before = self._unnoticed.pop(flush.shard, None)
+        if before is not None and flush.highest < before:
+            self.uncounted.add(flush.shard)
+        elif before is not None:
+            self.happened["loss seen"] += 1
+
+    @property
+    def inexact_shards(self) -> set[int]:
+        """Those where what a failover lost is not known to the log (yet)."""
+        return self.uncounted | self._unnoticed.keys()
+
     def _lose(self, shard: int, entry_id: EntryId, fields: dict[bytes, bytes]) -> None:
         if b"d" not in fields:
             return
         orders = decode_batch(1, fields[b"d"])
+        self.happened["record lost by a failover"] += len(orders)
         self.lost_ids.update(order.order_id for order in orders)
+        self.lost_batches[fields[b"b"]] = shard, len(orders)
         self.note(f"shard {shard} loses {entry_id} of {len(orders)} records")
