@@ -88,11 +88,17 @@ def up(
     data stays for the next start. The address is also written to DATA_DIR/address, logs are in
     DATA_DIR/logs.
     """
+    from coffee_rt.embedded.forks import Warm
+
+    # Begun before our own imports: the processes' imports are the longest part of a start.
+    warm = Warm(main)
+    warm.begin()
+
     from coffee_rt.embedded.plan import UpOptions
     from coffee_rt.embedded.up import run_up
 
     options = UpOptions(data_dir, host, port, simulate, redis_url, database_url, views)
-    raise typer.Exit(run_up(options, _say, main))
+    raise typer.Exit(run_up(options, _say, warm))
 
 
 @app.command(rich_help_panel=_START)

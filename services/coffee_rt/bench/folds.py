@@ -47,9 +47,9 @@ async def measure_fold(say: Progress, *, sizes: list[int]) -> Figure:
         stored = 0
         for size in sizes:
             say(f"fold: growing the store to {size} orders")
-            stored = await _grow(pool, stored, size)
+            stored = await grow(pool, stored, size)
             say("fold: recomputing the views, then folding new orders")
-            await _rebuild_views(pool)
+            await rebuild_views(pool)
             await pool.execute("ANALYZE")
             costs[size], writes[size] = await _fold_cost(pool)
         await pool.close()
@@ -70,7 +70,8 @@ async def measure_fold(say: Progress, *, sizes: list[int]) -> Figure:
     )
 
 
-async def _grow(pool: Pool, stored: int, size: int) -> int:
+async def grow(pool: Pool, stored: int, size: int) -> int:
+    """Add orders of the last days until `size` are stored; how many there are."""
     now_ms = int(time.time() * 1000)
     await PostgresKeeper(pool).ensure_partitions(now_ms - FILL_DAYS * 86_400_000, FILL_DAYS + 2)
     while stored < size:
@@ -82,7 +83,8 @@ async def _grow(pool: Pool, stored: int, size: int) -> int:
     return stored
 
 
-async def _rebuild_views(pool: Pool) -> None:
+async def rebuild_views(pool: Pool) -> None:
+    """Recompute every view from the orders."""
     repairer = PostgresViewRepairer(pool)
     for state in await PostgresViewCatalogue(pool).views():
         for chunk in await repairer.plan_chunks(state.internal, None, None):

@@ -21,12 +21,13 @@ from coffee_rt.bench.report import write_html
 from coffee_rt.bench.results import Figure, write_json, write_markdown
 from coffee_rt.bench.sizing import measure_sizing
 from coffee_rt.bench.stack import machine
+from coffee_rt.bench.starts import measure_start
 from coffee_rt.bench.workers import measure_worker
 
 EPILOG = """
 groups: posts (post_single, post_idempotent, post_limited, post_batch), worker, worker_single, fold,
 fanout_1000, fanout_5000, latency (accept_to_frame, accept_to_stored, bytes, memory), sizing
-(cores_per_1000_orders, cores_per_1000_sockets).
+(cores_per_1000_orders, cores_per_1000_sockets), start (second_start).
 
 Figures are measured on servers of their own in a throw-away folder, each beside a ceiling in the same run:
 on a busy machine believe the ratios. --full takes 20 million stored orders and about 10 GB of disk.
@@ -42,11 +43,12 @@ class Size:
     worker_orders: int
     worker_single_orders: int
     fold_sizes: tuple[int, ...]
+    start_orders: int
 
 
-QUICK = Size(1.5, 1, 150_000, 30_000, (100_000, 300_000))
-USUAL = Size(4.0, 3, 1_000_000, 200_000, (1_000_000, 3_000_000))
-FULL = Size(8.0, 5, 3_000_000, 500_000, (1_000_000, 5_000_000, 20_000_000))
+QUICK = Size(1.5, 1, 150_000, 30_000, (100_000, 300_000), 300_000)
+USUAL = Size(4.0, 3, 1_000_000, 200_000, (1_000_000, 3_000_000), 3_000_000)
+FULL = Size(8.0, 5, 3_000_000, 500_000, (1_000_000, 5_000_000, 20_000_000), 10_000_000)
 
 Measurement = Callable[[], Awaitable[list[Figure]]]
 
@@ -70,6 +72,7 @@ def groups(size: Size, say: Progress) -> dict[str, Measurement]:
         "fanout_1000": one(lambda: measure_fanout(say, sockets=1000, seconds=size.seconds)),
         "fanout_5000": one(lambda: measure_fanout(say, sockets=5000, seconds=size.seconds)),
         "latency": lambda: measure_latencies(say, seconds=2.5 * size.seconds),
+        "start": one(lambda: measure_start(say, orders=size.start_orders)),
         "sizing": lambda: measure_sizing(say, seconds=2.5 * size.seconds),
     }
 

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 from coffee_rt.embedded.directory import DataDirectory
 from coffee_rt.embedded.examine import Verdict, examine_servers
-from coffee_rt.embedded.forks import Entry, Warm
+from coffee_rt.embedded.forks import Warm
 from coffee_rt.embedded.plan import (
     GRACE_SECONDS,
     PROCESSES,
@@ -35,15 +35,15 @@ PROCESS_STOP_SECONDS = GRACE_SECONDS + 3.0
 BOUND_LOGS_SECONDS = 30.0
 
 
-def run_up(options: UpOptions, say: Say, entry: Entry) -> int:
-    """Run until a signal; the exit code. `entry` is the command line's, which the processes become.
+def run_up(options: UpOptions, say: Say, warm: Warm) -> int:
+    """Run until a signal; the exit code. `warm` has begun: the processes are forks of it.
 
     Raises ServerProblem when it can't start.
     """
     directory = DataDirectory(options.data_dir)
     directory.open()
     try:
-        return asyncio.run(_run(House(options, directory, say, entry), say))
+        return asyncio.run(_run(House(options, directory, say, warm), say))
     finally:
         directory.close()
 
@@ -74,14 +74,14 @@ class House:
     """Everything one `up` runs. Owned by its event loop."""
 
     def __init__(
-        self, options: UpOptions, directory: DataDirectory, say: Say, entry: Entry
+        self, options: UpOptions, directory: DataDirectory, say: Say, warm: Warm
     ) -> None:
         self._options = options
         self._directory = directory
         self._say = say
         self._supervisor = Supervisor(say, directory.path / "pids")
         self._ports = reserve_ports(options.host, options.port)
-        self._warm = Warm(entry)
+        self._warm = warm
         self._base: dict[str, str] = {}
         self._servers = [self._server_part(server) for server in self._embedded_servers()]
         self._processes = {name: self._process_part(name) for name in PROCESSES}
@@ -92,7 +92,6 @@ class House:
     async def start(self) -> None:
         """Return when everything is ready. Raises ServerProblem."""
         self._say(f"coffee-rt is starting; its data is in {self._directory.path}")
-        self._warm.begin()
         for part in self._servers:
             await self._supervisor.launch(part)
         await _all(self._supervisor.bring_up(part) for part in self._servers)
