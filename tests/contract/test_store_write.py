@@ -219,6 +219,20 @@ async def test_lanes_touched_are_those_of_the_deltas(store: WriteStore) -> None:
     assert committed.xid > 0
 
 
+async def test_what_was_stored_before_may_have_touched_any_lane(store: WriteStore) -> None:
+    """Its deltas may not be folded yet: whoever waits to see it must wait for every lane."""
+    await store.add_view(a_view(lanes=3))
+    order = an_order()
+    entry = an_entry(order)
+    await store.commit(entry)
+    again = await store.commit(entry)
+    assert again.touched_lanes == {"sales": [0, 1, 2]}
+    beside = await store.commit(entry, an_entry(an_order()))
+    assert beside.touched_lanes == {"sales": [0, 1, 2]}
+    elsewhere = await store.commit(an_entry(order))
+    assert elsewhere.touched_lanes == {"sales": [0, 1, 2]}
+
+
 async def test_recent_orders_page_backwards_by_tenant_and_store(store: WriteStore) -> None:
     orders = [an_order(store="uptown" if n % 2 else "harbour") for n in range(6)]
     await store.commit(an_entry(*orders, an_order(tenant=9)))

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import nullcontext
-from dataclasses import asdict
 from zlib import crc32
 
 from tests.simulation.planted import PLANTED
@@ -196,8 +195,7 @@ class _Tally:
                 "happened": dict(sorted(self._happened.items())),
                 "fingerprint": f"{self._fingerprint:08x}",
                 "failed": [
-                    {name: value for name, value in asdict(outcome).items() if name != "trace"}
-                    for outcome in self.failed
+                    {"seed": outcome.seed, "failures": outcome.failures} for outcome in self.failed
                 ],
             }
             _print(json.dumps(summary))

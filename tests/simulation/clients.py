@@ -7,11 +7,15 @@ from dataclasses import dataclass, field
 
 from coffee_rt.domain.ids import IdMinter
 from coffee_rt.errors import NotExecuted, Overload, Retryable
+from coffee_rt.order_api.acks import Ack
 from coffee_rt.streams.contract import Appended, Outcome
+from tests.simulation import truth
 from tests.simulation.loop import Process
 from tests.simulation.plan import Wish
 from tests.simulation.world import EPOCH_SECONDS, Part, World
 
+ACK_SECONDS = 0.5
+"""How long an answer may wait for its order to be stored or visible."""
 WAIT_SECONDS = 0.8
 """How long a client waits for an answer; then the outcome is unknown."""
 
@@ -124,6 +128,15 @@ class Clients:
         except TimeoutError:
             return None
 
+    async def _check_ack(self, part: Part, wish: Wish, appended: Appended) -> None:
+        """What an answer says of an order's way is true when it is said."""
+        if wish.ack is Ack.LOGGED or part.core is None or appended.outcome is Outcome.CONFLICT:
+            return
+        level = await part.core.acks.wait({appended.position}, wish.ack, ACK_SECONDS)
+        self._world.happened[f"told {level.label}"] += 1
+        for lie in truth.lies(self._world, appended, level):
+            self._world.fail(f"wish {wish.number} was told {level.label}: {lie}")
+
     async def _serve(
         self,
         part: Part,
@@ -136,7 +149,9 @@ class Clients:
         result: Appended | bool | None = False
         try:
             if part.core is not None:
-                result = await part.core.place(wish, client_id)
+                appended: Appended = await part.core.place(wish, client_id)
+                await self._check_ack(part, wish, appended)
+                result = appended
         except (NotExecuted, Overload):
             result = False
         except Retryable:

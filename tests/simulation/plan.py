@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass, field
 
 from coffee_rt.domain.views import ViewDefinition
+from coffee_rt.order_api.acks import Ack
 from tests.builders import a_view
 from tests.simulation.network import Weather
 from tests.simulation.remote import BAD_DRINK
@@ -38,6 +39,8 @@ class Wish:
     """Sent to two processes at once."""
     is_repeated: bool = False
     """Sent again after its answer."""
+    ack: Ack = Ack.LOGGED
+    """How far the order shall be when it is answered, where that is soon."""
 
     @property
     def body(self) -> bytes:
@@ -150,6 +153,7 @@ def _draw_wish(chance: random.Random, client: int, number: int) -> Wish:
         is_raced=identity != "none" and chance.random() < 0.15,
         is_repeated=identity != "none" and chance.random() < 0.15,
         is_twin=identity == "key" and chance.random() < 0.1,
+        ack=chance.choice((Ack.LOGGED, Ack.LOGGED, Ack.STORED, Ack.VISIBLE)),
     )
 
 

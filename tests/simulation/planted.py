@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -18,7 +19,10 @@ from coffee_rt.store.contract import Committed, EntryWrite
 from coffee_rt.store.memory import MemoryOrderWriter
 from coffee_rt.store.memory_database import MemoryLane, StoredDelta
 from coffee_rt.store.memory_views import MemoryViewFolder
-from coffee_rt.streams.memory_groups import MemoryKeeper
+from coffee_rt.streams.contract import Append
+from coffee_rt.streams.flush import Flush
+from coffee_rt.streams.memory import Group, MemoryTarget
+from coffee_rt.streams.memory_groups import MemoryKeeper, MemoryReader
 from coffee_rt.worker.pipeline import Worker
 from coffee_rt.worker.storing import Batch, BatchStorer
 
@@ -91,10 +95,47 @@ def version_gap_lost() -> AbstractContextManager[Any]:
     return patch.object(ViewRows, "apply", apply_blindly)
 
 
+def loss_unseen() -> AbstractContextManager[Any]:
+    """The log does not compare what a producer was answered with what it has."""
+    append = MemoryTarget._append
+
+    def forget(target: MemoryTarget, flush: Flush) -> Any:
+        return append(target, replace(flush, highest=0))
+
+    return patch.object(MemoryTarget, "_append", forget)
+
+
+def keys_forgotten() -> AbstractContextManager[Any]:
+    """The log does not remember idempotency keys."""
+
+    def none(target: MemoryTarget, append: Append) -> list[tuple[bytes, int]]:
+        return []
+
+    return patch.object(MemoryTarget, "_keys", none)
+
+
+def group_made_at_end() -> AbstractContextManager[Any]:
+    """A lost group is made again at `$`: what was not delivered never is."""
+    find = MemoryReader._find_group
+
+    def make(reader: MemoryReader, shard: int) -> Group:
+        state = reader._log.shards[shard]
+        is_missing = reader._group not in state.groups
+        group = find(reader, shard)
+        if is_missing:
+            group.delivered = state.last
+        return group
+
+    return patch.object(MemoryReader, "_find_group", make)
+
+
 PLANTED: dict[str, Plant] = {
     "ack-before-commit": ack_before_commit,
     "ledger-skipped": ledger_skipped,
     "trim-by-length": trim_by_length,
     "fold-above-last": fold_above_last,
+    "group-made-at-end": group_made_at_end,
+    "keys-forgotten": keys_forgotten,
+    "loss-unseen": loss_unseen,
     "version-gap-lost": version_gap_lost,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 
 from coffee_rt.aggregator.backfill import Backfiller
 from coffee_rt.aggregator.core import FoldLimits, FoldLoop
@@ -16,9 +17,10 @@ from coffee_rt.domain.orders import Order
 from coffee_rt.errors import Retryable
 from coffee_rt.fanout.guarded import GuardedStore
 from coffee_rt.fanout.hub import Hub
+from coffee_rt.order_api.acks import Acks
 from coffee_rt.runtime.breaker import backoff_seconds
 from coffee_rt.runtime.health import Health
-from coffee_rt.streams.contract import STORE_GROUP, Append, Appended
+from coffee_rt.streams.contract import STORE_GROUP, Append, Appended, LogKeeper
 from coffee_rt.streams.memory import MemoryTarget
 from coffee_rt.streams.memory_groups import MemoryReader
 from coffee_rt.streams.producer import GroupProducer
@@ -54,8 +56,9 @@ FOLD_LIMITS = FoldLimits(interval_seconds=0.05)
 class Api:
     """What an order_api does with an order, behind its HTTP: see order_api.placing."""
 
-    def __init__(self, producer: GroupProducer) -> None:
+    def __init__(self, producer: GroupProducer, acks: Acks) -> None:
         self.producer = producer
+        self.acks = acks
         self._minter = IdMinter()
 
     async def place(self, wish: Wish, client_id: bytes | None) -> Appended:
@@ -92,12 +95,16 @@ async def run_api(world: World, process: Process) -> None:
     target = MemoryTarget(world.log, SHARDS)
     remote = RemoteTarget(world.network, world.redis, target, clock, world.on_append)
     producer = GroupProducer(remote, clock)
+    keeper: LogKeeper = world.remote_log_keeper()
+    acks = Acks(world.channels_of(), partial(keeper.is_settled, STORE_GROUP), clock, waits_max=100)
+    listening = asyncio.create_task(acks.run())
     await _until_done(producer.start)
     part, closing = world.parts[process.name], asyncio.Event()
-    part.core, part.drain = Api(producer), closing.set
+    part.core, part.drain = Api(producer, acks), closing.set
     await closing.wait()
     part.core = None
     await producer.close()
+    listening.cancel()
 
 
 async def run_worker(world: World, process: Process) -> None:

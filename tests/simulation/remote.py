@@ -226,7 +226,19 @@ class RemoteReader:
 
 
 class FussyWriter(MemoryOrderWriter):
-    """Refuses orders of BAD_DRINK, as PostgreSQL's types and checks would."""
+    """Refuses orders of BAD_DRINK, as PostgreSQL's types and checks would. Knows who stored what."""
+
+    def __init__(self, database: MemoryDatabase) -> None:
+        super().__init__(database)
+        self.xids: dict[bytes, int] = {}
+        """Order id -> the transaction that stored it."""
+
+    def finish(self, batch: PreparedBatch, xid: int) -> Committed:
+        committed = super().finish(batch, xid)
+        for entry in batch.entries:
+            for order in entry.orders:
+                self.xids.setdefault(order.order_id, xid)
+        return committed
 
     def _check_order(self, order: Order) -> None:
         super()._check_order(order)

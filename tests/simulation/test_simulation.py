@@ -26,7 +26,7 @@ KINDS = [
     *("call late", "call lost", "call unanswered", "drain", "freeze", "failover", "promotion"),
     *("record lost by a failover", "loss seen", "order lost by a promotion", "group set back"),
     *("dead letter", "entry absorbed by the ledger", "entry trimmed", "ledger row compacted"),
-    "view exchanged",
+    *("view exchanged", "told stored", "told visible"),
 ]
 """What must have happened in so many runs: each misfortune, and each mechanism against one."""
 

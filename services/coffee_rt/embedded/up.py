@@ -73,9 +73,7 @@ async def _run(house: House, say: Say) -> int:
 class House:
     """Everything one `up` runs. Owned by its event loop."""
 
-    def __init__(
-        self, options: UpOptions, directory: DataDirectory, say: Say, warm: Warm
-    ) -> None:
+    def __init__(self, options: UpOptions, directory: DataDirectory, say: Say, warm: Warm) -> None:
         self._options = options
         self._directory = directory
         self._say = say

@@ -32,6 +32,7 @@ COMMITS_REMEMBERED_MAX = 20_000
 """Entries whose commit is remembered: a request may ask after its commit was published."""
 ASK_SECONDS_MAX = 0.25
 """How long a waiter listens before it asks the log, and between two questions; of a shorter wait, half."""
+Waiters = dict[asyncio.Future[None], None]
 _TOPICS = ("stored", "beacon", "view:*")
 
 
@@ -74,8 +75,9 @@ class Acks:
         self._commits: OrderedDict[bytes, Stored] = OrderedDict()
         self._epochs: dict[str, str] = {}
         self._floors: dict[tuple[str, int], int] = {}
-        self._for_commit: dict[bytes, set[asyncio.Future[None]]] = {}
-        self._for_floor: set[asyncio.Future[None]] = set()
+        # Woken in the order they came.
+        self._for_commit: dict[bytes, Waiters] = {}
+        self._for_floor: Waiters = {}
 
     async def run(self) -> None:
         """Listen until cancelled."""
@@ -106,7 +108,7 @@ class Acks:
                 commit = decode_stored(body)
                 for entry in commit.entries:
                     self._commits[entry.batch_id] = commit
-                    _wake(self._for_commit.pop(entry.batch_id, set()))
+                    _wake(self._for_commit.pop(entry.batch_id, {}))
                 while len(self._commits) > COMMITS_REMEMBERED_MAX:
                     self._commits.popitem(last=False)
             elif topic == "beacon":
@@ -165,16 +167,16 @@ class Acks:
         group = self._for_floor
         for position in positions:
             if position.batch_id not in self._commits and position not in settled:
-                group = self._for_commit.setdefault(position.batch_id, set())
+                group = self._for_commit.setdefault(position.batch_id, {})
                 break
-        group.add(waiter)
+        group[waiter] = None
         try:
             async with asyncio.timeout(seconds):
                 await waiter
         except TimeoutError:
             pass
         finally:
-            group.discard(waiter)
+            group.pop(waiter, None)
             if not group and group is not self._for_floor:
                 self._for_commit.pop(position.batch_id, None)
 
@@ -232,7 +234,7 @@ class Acks:
         self._floors[key] = max(self._floors.get(key, 0), floor)
 
 
-def _wake(waiters: set[asyncio.Future[None]]) -> None:
+def _wake(waiters: Waiters) -> None:
     for waiter in waiters:
         if not waiter.done():
             waiter.set_result(None)

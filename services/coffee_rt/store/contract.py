@@ -70,6 +70,8 @@ class Committed:
     xid: int
     outcomes: Sequence[EntryOutcome]
     touched_lanes: dict[str, list[int]]
+    """Lanes of current views with deltas of these entries. All there are, where an entry or an order was stored
+    before: which lanes that touched is not known any more, and it may not be folded yet."""
     dead_order_ids: Sequence[bytes] = ()
     duplicate_order_ids: Sequence[bytes] = ()
 

@@ -122,9 +122,9 @@ class MemoryOrderWriter:
         for order in plan.orders:
             self._check_order(order)
         # From here on nothing fails: it is one transaction.
-        for each in given.entries:
-            if each.ledger_id in database.ledger:
-                database.ledger[each.ledger_id].redeliveries += 1
+        known = [each.ledger_id for each in given.entries if each.ledger_id in database.ledger]
+        for ledger_id in known:
+            database.ledger[ledger_id].redeliveries += 1
         for batch_id in given.intake_ids:
             database.intake.pop(batch_id, None)
         for key_hash, *holder in plan.claims():
@@ -140,7 +140,7 @@ class MemoryOrderWriter:
                 outcomes.get(id(write), missing)
                 for write, missing in zip(entries, seen, strict=True)
             ],
-            touched_lanes=touched,
+            touched_lanes=database.catalogue.lanes if known or plan.duplicate_ids else touched,
             dead_order_ids=plan.dead_ids,
             duplicate_order_ids=plan.duplicate_ids,
         )

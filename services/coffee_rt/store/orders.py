@@ -206,7 +206,7 @@ class PostgresOrderWriter:
             raise ViewsTooNew(f"this release can't maintain the views {names}")
         if recorded.fresh is not None and not recorded.fresh:
             await touch_entry(connection, batch.plan.entries[0].ledger_id)
-            return Committed(recorded.xid, _outcomes(batch.entries, []), {})
+            return Committed(recorded.xid, _outcomes(batch.entries, []), catalogue.lanes)
         planned = batch.plan
         batch = self._narrow(batch, recorded.fresh, catalogue, suspicion)
         if batch.plan.keyed and self._are_keys_noted:
@@ -217,14 +217,16 @@ class PostgresOrderWriter:
             batch = await self._insert_slowly(connection, batch, catalogue, suspicion)
         await copy_deltas(connection, batch.deltas)
         await self._settle(connection, batch.plan, planned)
+        touched = {
+            each.view.definition.name: each.lanes
+            for each in batch.deltas
+            if each.view.is_current and each.lanes
+        }
+        is_repeated = recorded.fresh is not None or bool(batch.plan.duplicate_ids)
         return Committed(
             xid=recorded.xid,
             outcomes=_outcomes(batch.entries, batch.plan.entries),
-            touched_lanes={
-                each.view.definition.name: each.lanes
-                for each in batch.deltas
-                if each.view.is_current and each.lanes
-            },
+            touched_lanes=catalogue.lanes if is_repeated else touched,
             dead_order_ids=batch.plan.dead_ids,
             duplicate_order_ids=batch.plan.duplicate_ids,
         )

@@ -50,6 +50,15 @@ class Catalogue:
     views: tuple[LiveView, ...]
 
     @property
+    def lanes(self) -> dict[str, list[int]]:
+        """All lanes of the views that readers see."""
+        return {
+            view.definition.name: list(range(view.definition.lanes))
+            for view in self.views
+            if view.is_current
+        }
+
+    @property
     def views_too_new(self) -> tuple[LiveView, ...]:
         """Views this release can't maintain: a worker that sees one must stop before COPY."""
         return tuple(view for view in self.views if view.feature_level > FEATURE_LEVEL)

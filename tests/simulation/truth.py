@@ -1,0 +1,29 @@
+"""What is true at a moment of a run, for answers that say how far an order is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from coffee_rt.order_api.acks import Ack
+from coffee_rt.streams.contract import Appended
+from tests.simulation.world import World
+
+
+def lies(world: World, appended: Appended, level: Ack) -> Iterator[str]:
+    """What is not so though `level` says it. Of a database that may lose commits nothing can be said."""
+    database, order_id = world.database, appended.order_id
+    if level is Ack.LOGGED or world.plan.has("promotion"):
+        return
+    dead = {letter.order_id for letter in database.dead_letters}
+    if order_id in dead:
+        return
+    if order_id not in database.orders and order_id not in database.aliases:
+        yield "it is not stored"
+    if level is not Ack.VISIBLE or world.plan.has("views"):
+        # A changed view may take over between the fold that is told of and the answer.
+        return
+    xid = world.writer.xids.get(order_id)
+    for internal, view in sorted(database.views.items()):
+        is_waiting = any(stored.xid == xid for lane in view.lanes for stored in lane.deltas)
+        if view.state.is_current and is_waiting:
+            yield f"it is not folded into {internal}"
