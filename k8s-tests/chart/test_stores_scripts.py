@@ -12,7 +12,7 @@ from store_pods import NOBODY, PostgresPod, Processes, ValkeyPods, wait_until
 pytestmark = pytest.mark.timeout(400)
 
 ELECTION_SECONDS_MAX = 180
-"""A vote that comes to nothing is repeated after twice the failover's time, 30 s each."""
+"""A vote that comes to nothing is repeated after twice FAILOVER_SECONDS."""
 
 
 @pytest.fixture
