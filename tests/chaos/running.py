@@ -103,6 +103,7 @@ class Bench:
         try:
             await recording.start()
             await recording.wait_accepted(WARM_UP_ORDERS)
+            act_began = time.monotonic()
             await scenario.act(world)
             healed_at = time.monotonic()
             await platform.heal()
@@ -118,7 +119,7 @@ class Bench:
         platform.note_ends()
         verdict = judge(notes, await read_facts(platform, prefix), world.expected)
         ended = world.fault_ended or healed_at
-        add_latencies(verdict, notes, world.fault_began or healed_at, ended)
+        add_latencies(verdict, notes, world.fault_began or act_began, ended)
         since = min(ended, healed_at)
         recovery = max(recovered_at - since, last_failure(notes.attempts, since))
         verdict.recovery_seconds = round(recovery, 1)

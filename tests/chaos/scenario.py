@@ -1,8 +1,8 @@
 """Scenarios: what one is, where all are, and the world it is given.
 
 A scenario is an `async def name(world)` under `@scenario`. The load runs already when it is called and goes on
-until after it; it does harm inside `async with world.fault():` and may heal it or leave that to the runner, which
-heals everything, waits until the platform has caught up, and compares. What else must hold is said with
+until after it; it does harm (inside `async with world.fault():` where only part of it is harm) and may heal it or
+leave that to the runner, which heals everything, waits until the platform has caught up, and compares. What else must hold is said with
 `world.expect(...)`; figures worth a column with `world.figure(...)`.
 """
 
