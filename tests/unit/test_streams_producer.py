@@ -231,3 +231,77 @@ def test_appended_and_append_are_cheap_structs() -> None:
     """The hot path makes one of each for every order: no dictionary, nothing for the collector."""
     append = Appended(Outcome.NEW, b"", None)  # type: ignore[arg-type]
     assert not hasattr(append, "__dict__")
+
+
+class HandClock(SystemClock):
+    """A clock that goes on when told to."""
+
+    def __init__(self) -> None:
+        self.moment = 100.0
+
+    def monotonic(self) -> float:
+        return self.moment
+
+
+def a_stalling_producer(clock: HandClock) -> tuple[GroupProducer, asyncio.Event]:
+    """Shard 0 is answered when the event is set, shard 1 at once."""
+    answering = asyncio.Event()
+
+    async def fault(point: str, shard: int) -> None:
+        if point == "append.answer" and shard == 0:
+            await answering.wait()
+
+    log = MemoryLog(SystemClock(), SHARDS, faults=fault)
+    limits = ProducerLimits(wait_seconds_max=0.5)
+    return GroupProducer(MemoryTarget(log, SHARDS, limits), clock, limits), answering
+
+
+async def test_a_shard_that_stalls_takes_no_more_and_the_others_do() -> None:
+    clock = HandClock()
+    producer, answering = a_stalling_producer(clock)
+    assert producer.look() == 0
+    stuck = asyncio.ensure_future(producer.append(0, an_append(producer)))
+    await asyncio.sleep(0.01)
+    clock.moment += 0.2
+    assert producer.look() == 0
+    waiting = asyncio.ensure_future(producer.append(0, an_append(producer)))
+    await asyncio.sleep(0)
+    clock.moment += 0.1
+    # As long again as it has taken already, and then the flush of those who come now.
+    producer.look()
+    with pytest.raises(Overload, match="log-slow"):
+        await producer.append(0, an_append(producer))
+    with pytest.raises(Overload, match="log-slow"):
+        await producer.append_plain(0, [b"record"])
+    # Orders without a key go elsewhere.
+    assert [producer.choose_shard() for _ in range(4)] == [1] * 4
+    assert (await producer.append(1, an_append(producer, 1))).outcome is Outcome.NEW
+    answering.set()
+    await asyncio.gather(stuck, waiting)
+    # Idle now: only trying can show that it is fast again.
+    assert producer.look() == 0
+    assert (await producer.append(0, an_append(producer))).outcome is Outcome.NEW
+    await producer.close()
+
+
+async def test_the_log_is_as_slow_as_its_fastest_shard() -> None:
+    clock = HandClock()
+    answering = asyncio.Event()
+
+    async def fault(point: str, shard: int) -> None:
+        if point == "append.answer":
+            await answering.wait()
+
+    log = MemoryLog(SystemClock(), SHARDS, faults=fault)
+    producer = GroupProducer(MemoryTarget(log, SHARDS), clock)
+    asked = [
+        asyncio.ensure_future(producer.append(shard, an_append(producer, shard)))
+        for shard in range(SHARDS)
+    ]
+    await asyncio.sleep(0.01)
+    clock.moment += 0.4
+    assert producer.look() == pytest.approx(0.8)
+    answering.set()
+    await asyncio.gather(*asked)
+    assert producer.look() == 0
+    await producer.close()

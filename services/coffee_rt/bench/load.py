@@ -111,7 +111,7 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         data = self.buffer + data if self.buffer else data
         end = data.find(b"\r\n\r\n")
-        if end < 0 or len(data) < end + 4 + _content_length(data, end):
+        if end < 0 or len(data) < end + 4 + content_length(data, end):
             self.buffer = data
             return
         self.buffer = b""
@@ -138,7 +138,7 @@ class _Connection(asyncio.Protocol):
             self.run.errors += 1
 
 
-def _content_length(data: bytes, end: int) -> int:
+def content_length(data: bytes, end: int) -> int:
     start = data.find(b"ontent-length: ", 0, end)
     if start < 0:
         start = data.find(b"ontent-Length: ", 0, end)

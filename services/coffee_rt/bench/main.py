@@ -16,6 +16,7 @@ from rich.table import Table
 from coffee_rt.bench.fanouts import measure_fanout
 from coffee_rt.bench.folds import measure_fold
 from coffee_rt.bench.latencies import measure_latencies
+from coffee_rt.bench.overload import measure_overload
 from coffee_rt.bench.posts import Pace, Progress, measure_posts
 from coffee_rt.bench.report import write_html
 from coffee_rt.bench.results import Figure, write_json, write_markdown
@@ -27,7 +28,8 @@ from coffee_rt.bench.workers import measure_worker
 EPILOG = """
 groups: posts (post_single, post_idempotent, post_limited, post_batch), worker, worker_single, fold,
 fanout_1000, fanout_5000, latency (accept_to_frame, accept_to_stored, bytes, memory), sizing
-(cores_per_1000_orders, cores_per_1000_sockets), start (second_start).
+(cores_per_1000_orders, cores_per_1000_sockets),
+overload (overload_single_2x ... overload_batch_10x), start (second_start).
 
 Figures are measured on servers of their own in a throw-away folder, each beside a ceiling in the same run:
 on a busy machine believe the ratios. --full takes 20 million stored orders and about 10 GB of disk.
@@ -73,6 +75,7 @@ def groups(size: Size, say: Progress) -> dict[str, Measurement]:
         "fanout_5000": one(lambda: measure_fanout(say, sockets=5000, seconds=size.seconds)),
         "latency": lambda: measure_latencies(say, seconds=2.5 * size.seconds),
         "start": one(lambda: measure_start(say, orders=size.start_orders)),
+        "overload": lambda: measure_overload(say, seconds=1.5 * size.seconds),
         "sizing": lambda: measure_sizing(say, seconds=2.5 * size.seconds),
     }
 

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from coffee_rt.domain.problems import Problem, problem_of
-from coffee_rt.errors import CoffeeRtError
+from coffee_rt.errors import CoffeeRtError, Overload
+from coffee_rt.order_api.body_room import BodyRoom
+from coffee_rt.order_api.congestion import Congestion
 from coffee_rt.order_api.gate import Gate, RateLimited, Visit
 from coffee_rt.order_api.http_exchange import (
     Answer,
@@ -24,10 +26,13 @@ from coffee_rt.order_api.http_exchange import (
     problem_answer,
     read_head,
 )
-from coffee_rt.order_api.metrics import Tally
+from coffee_rt.order_api.metrics import REFUSALS, Tally
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Head = dict[bytes, bytes]
+
+_LATE_REFUSALS = frozenset({"bodies-full", "log-queue-full", "log-slow"})
+"""Overloads that are found behind the gate, and counted here."""
 
 
 class Exchange(NamedTuple):
@@ -54,11 +59,22 @@ class HotRoute:
 class HotApp:
     """The process's ASGI application: hot routes, and `app` for everything else."""
 
-    def __init__(self, app: App, gate: Gate, routes: dict[str, HotRoute], tally: Tally) -> None:
+    def __init__(
+        self,
+        app: App,
+        gate: Gate,
+        routes: dict[str, HotRoute],
+        tally: Tally,
+        congestion: Congestion,
+        room: BodyRoom,
+    ) -> None:
         self._app = app
         self._gate = gate
         self.routes = routes
         self._tally = tally
+        self._congestion = congestion
+        self._room = room
+        self._refused: dict[tuple[str, str], bytes] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -83,11 +99,35 @@ class HotApp:
             answer.headers.append((b"allow", b"POST"))
             await answer.send(send)
 
+    def turn_away(self, route: HotRoute) -> bytes | None:
+        """While the process can't keep up: the whole answer, for as little work as can be, because this is
+        what there is most of then. None while orders are taken."""
+        refusal = self._turn_away(route)
+        if refusal is None:
+            return None
+        kind = route.name, refusal.code
+        refused = self._refused.get(kind)
+        if refused is None:
+            answer = route.refuse(problem_of(refusal), refusal)
+            refused = self._refused[kind] = answer.to_bytes(is_last=False)
+        return refused
+
+    def _turn_away(self, route: HotRoute) -> Overload | None:
+        refusal = self._congestion.refusal
+        if refusal is not None:
+            REFUSALS.labels(refusal.code).inc()
+            self._tally.answered(route.name, refusal.status, 0.0)
+        return refusal
+
     async def respond(self, route: HotRoute, request: Request) -> Answer | None:
         """The answer of a hot route; None when the client has gone."""
+        refusal = self._turn_away(route)
+        if refusal is not None:
+            return route.refuse(problem_of(refusal), refusal)
         tally = self._tally
         started = tally.start()
         quota = None
+        request.room = self._room
         try:
             head = read_head(request.headers)
             visit = self._gate.enter(head, request)
@@ -96,9 +136,14 @@ class HotApp:
         except CoffeeRtError as error:
             if isinstance(error, RateLimited):
                 quota = error.quota
+            elif isinstance(error, Overload) and error.code in _LATE_REFUSALS:
+                REFUSALS.labels(error.code).inc()
             answer = route.refuse(problem_of(error), error)
         except ClientGone:
             return None
+        finally:
+            if request.held:
+                self._room.give(request.held)
         if quota is not None:
             if quota.is_exceeded:
                 # The quota's own Retry-After is the exact one.

@@ -17,6 +17,7 @@ import zstandard
 from coffee_rt.domain.problems import CONTENT_TYPE as PROBLEM_TYPE
 from coffee_rt.domain.problems import Problem
 from coffee_rt.errors import Rejected
+from coffee_rt.order_api.body_room import BodyRoom
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -64,9 +65,9 @@ class ClientGone(Exception):
 
 class Request:
     """One request to a hot route, however it arrived. `body` is set where it came whole with the head;
-    else `receive` gives it in parts (ASGI)."""
+    else `receive` gives it in parts (ASGI). `held` are the bytes it has taken of the `room` for bodies."""
 
-    __slots__ = ("body", "client", "headers", "query", "receive")
+    __slots__ = ("body", "client", "headers", "held", "query", "receive", "room")
 
     def __init__(
         self,
@@ -81,6 +82,14 @@ class Request:
         self.client = client
         self.body = body
         self.receive = receive
+        self.room: BodyRoom | None = None
+        self.held = 0
+
+    def hold(self, size: int) -> None:
+        """Take room for a body of so many bytes in all. Raises Overload."""
+        if self.room is not None and size > self.held:
+            self.room.take(size - self.held)
+            self.held = size
 
 
 class LimitHeaders(Protocol):
@@ -182,7 +191,7 @@ def content_kind(head: dict[bytes, bytes], taken: dict[bytes, str]) -> str:
 
 
 async def read_body(head: dict[bytes, bytes], request: Request, bytes_max: int) -> bytes:
-    """The whole body, unpacked. Raises Rejected (413, 415, 400) or ClientGone."""
+    """The whole body, unpacked. Raises Rejected (413, 415, 400), Overload or ClientGone."""
     body = request.body
     if body is None:
         body = await _receive_body(head, request, bytes_max)
@@ -192,14 +201,19 @@ async def read_body(head: dict[bytes, bytes], request: Request, bytes_max: int) 
     if encoding is None:
         return body
     if len(body) > UNPACK_IN_THREAD_BYTES:
-        return await asyncio.to_thread(unpack, body, encoding, bytes_max)
-    return unpack(body, encoding, bytes_max)
+        body = await asyncio.to_thread(unpack, body, encoding, bytes_max)
+    else:
+        body = unpack(body, encoding, bytes_max)
+    request.hold(len(body))
+    return body
 
 
 async def _receive_body(head: dict[bytes, bytes], request: Request, bytes_max: int) -> bytes:
     length = head.get(b"content-length")
-    if length is not None and int(length) > bytes_max:
-        raise _too_large(bytes_max)
+    if length is not None:
+        if int(length) > bytes_max:
+            raise _too_large(bytes_max)
+        request.hold(int(length))
     if request.receive is None:
         return b""
     parts: list[bytes] = []
@@ -213,6 +227,7 @@ async def _receive_body(head: dict[bytes, bytes], request: Request, bytes_max: i
         size += len(part)
         if size > bytes_max:
             raise _too_large(bytes_max)
+        request.hold(size)
         if not message.get("more_body"):
             return b"".join(parts)
 

@@ -7,11 +7,14 @@ halves what a request costs (docs/decisions/0002). Everything else goes through 
 
 from __future__ import annotations
 
+from asyncio import TimerHandle
 from collections.abc import Mapping
+from random import random
 from types import MappingProxyType
 from typing import Any
 
 from coffee_rt.errors import Bug
+from coffee_rt.order_api.congestion import RETRY_AFTER_SECONDS
 from coffee_rt.order_api.hot import HotApp, HotRoute
 from coffee_rt.order_api.http_exchange import Headers, Request
 from coffee_rt.runtime.http_bounds import BODY, IDLE, BoundedProtocol, HttpLimits, bounded
@@ -62,6 +65,10 @@ class OrderApiProtocol(BoundedProtocol):
     hot_app: HotApp | None = None
     hot_routes: Mapping[bytes, HotRoute] = MappingProxyType({})
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._held: TimerHandle | None = None
+
     def on_headers_complete(self) -> None:
         cycle = self.cycle
         if cycle is None or cycle.response_complete:
@@ -107,9 +114,34 @@ class OrderApiProtocol(BoundedProtocol):
         self._head_bytes = self._body_bytes = 0
         if not cycle.response_started:
             cycle.response_started = True
+            refusal = self.hot_app.turn_away(cycle.route) if self.hot_app is not None else None
+            if refusal is not None:
+                self._turn_away(cycle, refusal)
+                return
             task = self.loop.create_task(self._respond(cycle))
             self.tasks.add(task)
             task.add_done_callback(self.tasks.discard)
+
+    def _turn_away(self, cycle: _HotCycle, refusal: bytes) -> None:
+        """Refuse a request without a task, and leave its connection unread for about as long as its client was
+        told to stay away: else those who do not would cost more time than is left for orders."""
+        cycle.response_complete = True
+        if cycle.disconnected:
+            return
+        self.transport.write(refusal)
+        if not cycle.keep_alive:
+            self.transport.close()
+        self.on_response_complete()
+        if not self.transport.is_closing():
+            self.flow.pause_reading()
+            # At different times, so that they do not all come back at once.
+            seconds = RETRY_AFTER_SECONDS * (1 - random() / 2)
+            self._held = self.loop.call_later(seconds, self.flow.resume_reading)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._held is not None:
+            self._held.cancel()
+        super().connection_lost(exc)
 
     async def _respond(self, cycle: _HotCycle) -> None:
         hot_app = self.hot_app

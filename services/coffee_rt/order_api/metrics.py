@@ -31,9 +31,21 @@ REFUSALS = counter(
 )
 for _outcome in ("new", "duplicate", "conflict", "rejected", "failed"):
     ORDERS.labels(_outcome)
-for _reason in ("rate", "log-memory", "log-bytes", "log-age", "log-filling", "backlog"):
+for _reason in (
+    *("rate", "log-memory", "log-bytes", "log-age", "log-filling", "backlog"),
+    *("overloaded", "log-slow", "bodies-full"),
+):
     # At 0 before the first one, so that the first one is a rise.
     REFUSALS.labels(_reason)
+WAIT_SECONDS = gauge(
+    "coffee_rt_order_api_wait_seconds",
+    "Expected wait of an order that arrives now. Near the maximum orders are refused: more pods for CPU, or "
+    "a faster disk for Redis where coffee_rt_log_flush_seconds is high too.",
+)
+BODIES_BYTES = gauge(
+    "coffee_rt_order_api_bodies_bytes",
+    "Bytes of bodies under way. At the maximum, larger requests are refused.",
+)
 ACK_WAITS = gauge(
     "coffee_rt_order_api_ack_waits",
     "Requests waiting for stored or visible. Near the maximum: workers or aggregators are behind.",

@@ -75,6 +75,17 @@ class OrderApiSettings(ProcessSettings):
     queue_bytes_max: int = own(
         33_554_432, ge=1_048_576, help="Bytes waiting for a shard's flush; above it: 503."
     )
+    wait_seconds_max: float = own(
+        0.5,
+        gt=0,
+        help="Expected wait for this process and for the log above which new orders get 503 at once. Well "
+        "below the time clients wait for an answer.",
+    )
+    bodies_bytes_max: int = own(
+        134_217_728,
+        ge=1_048_576,
+        help="Bytes of larger bodies (over 64 KiB, in chunks, or packed) under way; above it: 503.",
+    )
     ack_wait_seconds_default: float = own(
         5.0, ge=0, help="How long ack=stored or visible waits when wait_ms is not given."
     )

@@ -24,7 +24,9 @@ from coffee_rt.order_api.background import (
     settle_rates,
 )
 from coffee_rt.order_api.batch import BatchPlacer
+from coffee_rt.order_api.body_room import BodyRoom
 from coffee_rt.order_api.compat import CompatRoutes
+from coffee_rt.order_api.congestion import Congestion
 from coffee_rt.order_api.gate import Gate
 from coffee_rt.order_api.hot import HotApp, HotRoute, flush_tally
 from coffee_rt.order_api.metrics import Tally
@@ -127,6 +129,7 @@ def producer_limits(settings: OrderApiSettings) -> ProducerLimits:
         flush_records_max=settings.flush_records_max,
         queue_records_max=settings.queue_records_max,
         queue_bytes_max=settings.queue_bytes_max,
+        wait_seconds_max=settings.wait_seconds_max,
         reply_seconds_max=settings.redis.command_seconds_max,
         key_window_seconds=settings.key_window_hours * 3600,
         replicas_min=settings.replicas_min,
@@ -174,9 +177,11 @@ async def open_order_api(
                 anonymous_per_minute=settings.anonymous_per_minute,
                 trusted_proxies=settings.trusted_proxies,
             )
-            app = assemble(settings, lifecycle, producer, acks, gate)
+            congestion = Congestion(clock, producer.look, settings.wait_seconds_max)
+            app = assemble(settings, lifecycle, producer, acks, gate, congestion)
             lifecycle.spawn(producer.join(), "flushes")
             lifecycle.spawn(watch.run(clock), "intake-watch")
+            lifecycle.spawn(congestion.run(), "congestion")
             lifecycle.spawn(acks.run(), "acks")
             lifecycle.spawn(settle_rates(rate, clock, settings.rate_settle_seconds), "rates")
             yield OrderApi(app, producer, keeper)
@@ -193,6 +198,7 @@ def assemble(
     producer: OrderProducer,
     acks: Acks,
     gate: Gate,
+    congestion: Congestion,
 ) -> HotApp:
     """The ASGI application on these parts."""
     tally = Tally()
@@ -205,7 +211,8 @@ def assemble(
     routes = CompatRoutes(settings, placer, lenient, acks, tally).routes()
     routes[ORDERS_PATH] = HotRoute("order", orders.post_order, read_at=RECENT_PATH.encode())
     routes[BATCH_PATH] = HotRoute("batch", orders.post_batch)
-    return HotApp(build_app(lifecycle.health), gate, routes, tally)
+    room = BodyRoom(settings.bodies_bytes_max)
+    return HotApp(build_app(lifecycle.health), gate, routes, tally, congestion, room)
 
 
 async def _greet_log(producer: GroupProducer, lifecycle: Lifecycle) -> bool:

@@ -30,24 +30,57 @@ from coffee_rt.streams.flush import (
 )
 from coffee_rt.streams.redis_clock import RedisClock
 
+FLUSH_SHARE = 0.2
+"""Weight of the newest flush in what flushes are expected to take."""
+
 _Waiting = tuple[Item | PlainItem, "asyncio.Future[Any]"]
 
 
 class _Shard:
     """Queue of one shard. `wake` is set while its task has nothing to do."""
 
-    __slots__ = ("bytes", "highest", "number", "queue", "records", "wake")
+    __slots__ = (
+        "bytes",
+        "flush_seconds",
+        "flushing_since",
+        "highest",
+        "is_slow",
+        "keyed",
+        "number",
+        "queue",
+        "records",
+        "wake",
+    )
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.queue: deque[_Waiting] = deque()
         self.records = 0
         self.bytes = 0
+        self.keyed = 0
         self.highest = 0
+        self.flush_seconds = 0.0
+        """Of recent flushes, on average."""
+        self.flushing_since = 0.0
+        """When the flush under way began; 0 while there is none."""
+        self.is_slow = False
         self.wake: asyncio.Future[None] | None = None
 
     def waiting(self) -> float:
         return self.records
+
+    def wait_seconds(self, now: float, limits: ProducerLimits) -> float:
+        """Expected time until a record put in now is answered. A flush that takes long already is expected to
+        take as long again, and so is each behind it."""
+        flush = self.flush_seconds
+        if self.flushing_since:
+            flush = max(flush, now - self.flushing_since)
+        ahead = max(
+            self.records / limits.flush_records_max,
+            self.bytes / limits.flush_bytes_max,
+            self.keyed / limits.keyed_records_max,
+        )
+        return flush * (bool(self.flushing_since) + int(ahead) + 1)
 
 
 class GroupProducer:
@@ -91,6 +124,19 @@ class GroupProducer:
     def now_ms(self) -> int:
         return self._redis_clock.now_ms()
 
+    def look(self) -> float:
+        """Find out which shards are too slow to take more: call it every few milliseconds. The expected wait
+        of the fastest."""
+        now, limits = self._clock.monotonic(), self._limits
+        waits = [shard.wait_seconds(now, limits) for shard in self._shards]
+        for shard, wait in zip(self._shards, waits, strict=True):
+            # An idle shard is tried, however slow it was: nothing else would show that it is fast again.
+            shard.is_slow = wait > limits.wait_seconds_max and bool(shard.flushing_since)
+        return min(
+            wait if shard.flushing_since else 0.0
+            for shard, wait in zip(self._shards, waits, strict=True)
+        )
+
     async def start(self) -> None:
         """Connect, check the installation, learn the clock. Raises Retryable, or Rejected when this log
         was installed otherwise. Not needed for appending: the first flush connects too."""
@@ -101,7 +147,11 @@ class GroupProducer:
         """The shard that gathers already, so that what arrives together shares one flush; another as soon
         as that flush is taken or full."""
         gathering = self._gathering
-        if gathering is not None and 0 < gathering.records < self._limits.flush_records_max:
+        if (
+            gathering is not None
+            and 0 < gathering.records < self._limits.flush_records_max
+            and not gathering.is_slow
+        ):
             return gathering.number
         chosen = self._choose_next()
         self._gathering = self._shards[chosen]
@@ -110,9 +160,11 @@ class GroupProducer:
     def _choose_next(self) -> int:
         shard = self._next_shard
         self._next_shard = (shard + 1) % len(self._shards)
-        if self._failed:
+        if self._failed or self._shards[shard].is_slow:
             for step in range(len(self._shards)):
                 candidate = (shard + step) % len(self._shards)
+                if self._shards[candidate].is_slow:
+                    continue
                 if candidate not in self._failed or self._target.is_available(candidate):
                     return candidate
         return shard
@@ -181,6 +233,7 @@ class GroupProducer:
         shard.queue.append((item, future))
         shard.records += item.count
         shard.bytes += item.records_bytes
+        shard.keyed += item.keyed
         wake = shard.wake
         if wake is not None:
             shard.wake = None
@@ -192,6 +245,8 @@ class GroupProducer:
         limits = self._limits
         if self._is_closing:
             raise NotExecuted("the producer is closing")
+        if shard.is_slow:
+            raise Overload("log-slow", "the order log is too slow at the moment", 1.0)
         if shard.records and (
             shard.records + records > limits.queue_records_max
             or shard.bytes + records_bytes > limits.queue_bytes_max
@@ -230,7 +285,7 @@ class GroupProducer:
         queue = shard.queue
         waiting: list[_Waiting] = []
         items: list[Item | PlainItem] = []
-        records = size = keyed = 0
+        records = size = keyed = gone = 0
         while queue:
             item, future = queue[0]
             count = item.count
@@ -244,18 +299,25 @@ class GroupProducer:
             records += count
             size += item.records_bytes
             if future.cancelled():
+                gone += item.keyed
                 continue  # Nobody waits for it and nothing of it was sent.
             items.append(item)
             keyed += item.keyed
         shard.records -= records
         shard.bytes -= size
+        shard.keyed -= keyed + gone
         batch_id = self._minter.mint(self._redis_clock.now_ms(), shard.number)
         return waiting, plan_flush(shard.number, items, batch_id, shard.highest, keyed)
 
     async def _flush(self, shard: _Shard, waiting: list[_Waiting], flush: Flush) -> None:
         if not flush.items:
             return
-        reply = await self._target.execute(flush)
+        shard.flushing_since = began = self._clock.monotonic()
+        try:
+            reply = await self._target.execute(flush)
+        finally:
+            shard.flushing_since = 0.0
+        shard.flush_seconds += FLUSH_SHARE * (self._clock.monotonic() - began - shard.flush_seconds)
         self._failed.discard(shard.number)
         shard.highest = max(shard.highest, reply.counter)
         if reply.entry_id is not None:

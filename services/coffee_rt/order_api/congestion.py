@@ -1,0 +1,58 @@
+"""Whether this process keeps up: how long a request that arrives now would wait, and what to say when that is
+too long.
+
+Two waits are added: for a turn of the event loop (the process is out of CPU), and for the flushes before it
+(the log is slow). An order that would wait longer than its client does is work for nobody, and it makes all
+behind it late as well: so it is refused at once, before anything of it is read, while those let in are still
+answered in time. One slow turn is no overload; two in a row are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from coffee_rt.errors import Overload
+from coffee_rt.order_api.metrics import WAIT_SECONDS
+from coffee_rt.runtime.clock import Clock
+
+LOOK_SECONDS = 0.02
+"""Between two looks. The later a look comes, the longer is a turn of the loop."""
+RETRY_AFTER_SECONDS = 1.0
+
+
+class Congestion:
+    """One of a process: `run` looks, every request reads `refusal`."""
+
+    def __init__(
+        self, clock: Clock, log_wait_seconds: Callable[[], float], wait_seconds_max: float
+    ) -> None:
+        """`log_wait_seconds`: the expected wait for the log, of the shard with the shortest."""
+        self._clock = clock
+        self._log_wait_seconds = log_wait_seconds
+        self._wait_seconds_max = wait_seconds_max
+        self._late_before = 0.0
+        self.refusal: Overload | None = None
+        """Why orders are refused now; None while they are taken."""
+
+    async def run(self) -> None:
+        while True:
+            due = self._clock.monotonic() + LOOK_SECONDS
+            await self._clock.sleep(LOOK_SECONDS)
+            self.look(self._clock.monotonic() - due)
+
+    def look(self, late_seconds: float) -> None:
+        """Decide anew, `late_seconds` being how much later than asked for this look came."""
+        turn = min(late_seconds, self._late_before)
+        self._late_before = late_seconds
+        log_wait = self._log_wait_seconds()
+        # A request waits up to a turn to be read, and up to another to be answered.
+        wait = 2 * turn + log_wait
+        WAIT_SECONDS.set(wait)
+        if wait <= self._wait_seconds_max:
+            self.refusal = None
+        elif log_wait > self._wait_seconds_max / 2:
+            detail = "The order log is too slow at the moment."
+            self.refusal = Overload("log-slow", detail, RETRY_AFTER_SECONDS)
+        else:
+            detail = "More orders arrive than can be taken at the moment."
+            self.refusal = Overload("overloaded", detail, RETRY_AFTER_SECONDS)
