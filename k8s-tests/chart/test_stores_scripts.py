@@ -206,7 +206,9 @@ def test_a_killed_primary_is_replaced_and_comes_back_as_a_replica(sentinels: Val
     assert sentinels.ask(0, "SET", "k", "1") == "OK"
     assert sentinels.ask(0, "WAIT", "2", "4000") == "2"
     sentinels.kill(0)
-    wait_until("another is the primary", ELECTION_SECONDS_MAX, lambda: primary_of(sentinels) in (1, 2))
+    wait_until(
+        "another is the primary", ELECTION_SECONDS_MAX, lambda: primary_of(sentinels) in (1, 2)
+    )
     now = primary_of(sentinels)
     wait_until("it takes orders", 90, lambda: sentinels.ask(now, "SET", "k", "2") == "OK")
     sentinels.start(0)
@@ -219,7 +221,9 @@ def test_a_killed_primary_is_replaced_and_comes_back_as_a_replica(sentinels: Val
 def test_all_pods_killed_at_once_come_back_with_everything(sentinels: ValkeyPods) -> None:
     start_three(sentinels)
     sentinels.kill(0)
-    wait_until("another is the primary", ELECTION_SECONDS_MAX, lambda: primary_of(sentinels) in (1, 2))
+    wait_until(
+        "another is the primary", ELECTION_SECONDS_MAX, lambda: primary_of(sentinels) in (1, 2)
+    )
     now = primary_of(sentinels)
     sentinels.start(0)
     wait_ready(sentinels)
@@ -243,7 +247,9 @@ def test_a_primary_that_lost_its_volume_never_empties_its_replicas(sentinels: Va
     sentinels.lose_volume(0)
     # Back before the sentinels have noticed anything.
     sentinels.start(0)
-    wait_until("another is the primary", ELECTION_SECONDS_MAX, lambda: primary_of(sentinels) in (1, 2))
+    wait_until(
+        "another is the primary", ELECTION_SECONDS_MAX, lambda: primary_of(sentinels) in (1, 2)
+    )
     wait_ready(sentinels)
     assert [sentinels.ask(pod, "GET", "k") for pod in (0, 1, 2)] == ["1", "1", "1"]
 
