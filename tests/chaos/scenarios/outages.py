@@ -1,0 +1,34 @@
+"""A store away for a minute under load, and both."""
+
+from __future__ import annotations
+
+import asyncio
+
+from tests.chaos.scenario import World, scenario
+
+OUTAGE_SECONDS = 60.0
+
+
+async def stop_for(world: World, servers: tuple[str, ...], seconds: float) -> None:
+    for server in servers:
+        await world.platform.stop_server(server)
+    await asyncio.sleep(seconds)
+    for server in servers:
+        await world.platform.start_part(server)
+
+
+@scenario("redis-out-60-s", fault="Redis is stopped for a minute")
+async def redis_out(world: World) -> None:
+    await stop_for(world, ("valkey",), OUTAGE_SECONDS)
+
+
+@scenario(
+    "postgres-out-60-s", fault="PostgreSQL is stopped for a minute: the log takes every order"
+)
+async def postgres_out(world: World) -> None:
+    await stop_for(world, ("postgres",), OUTAGE_SECONDS)
+
+
+@scenario("both-out-60-s", fault="Redis and PostgreSQL are stopped for a minute")
+async def both_out(world: World) -> None:
+    await stop_for(world, ("postgres", "valkey"), OUTAGE_SECONDS)
