@@ -6,12 +6,14 @@ import argparse
 import itertools
 import json
 import os
+import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import nullcontext
+from functools import partial
 from zlib import crc32
 
 from tests.simulation.planted import PLANTED
@@ -120,7 +122,9 @@ def _run_all(seeds: Iterable[int], processes: int, planted: str | None) -> Itera
         for chunk in chunks:
             yield from _run_chunk(chunk, planted)
         return
-    with ProcessPoolExecutor(processes) as pool:
+    # Ctrl-C reaches every process of the terminal; this one ends the others.
+    ignore = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    with ProcessPoolExecutor(processes, initializer=ignore) as pool:
         running: set[Future[list[Outcome]]] = set()
         try:
             for chunk in itertools.chain(chunks, itertools.repeat([])):
