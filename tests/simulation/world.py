@@ -143,7 +143,8 @@ class World:
         self._unnoticed: dict[int, int] = {}
         """Shard -> its counter before a failover, until somebody appends who knows."""
         self.uncounted: set[int] = set()
-        """Shards of which a failover took entries that nobody remembered: their accounts can't balance."""
+        """Shards of which a failover took entries that nobody remembered, or what told of an earlier loss: their
+        accounts need not balance."""
 
     # What happened.
 
@@ -354,6 +355,9 @@ class World:
         return self.uncounted | self._unnoticed.keys()
 
     def _lose(self, shard: int, entry_id: EntryId, fields: dict[bytes, bytes]) -> None:
+        if b"g" in fields:
+            # Should it be stored already, the next gap entry tells of the same records once more.
+            self.uncounted.add(shard)
         if b"d" not in fields:
             return
         orders = decode_batch(1, fields[b"d"])
