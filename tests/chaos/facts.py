@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import asyncpg
 
 from coffee_rt.runtime.settings import DatabaseSettings, RedisSettings
+from coffee_rt.store.contract import accounted_records
 from coffee_rt.store.keeper import PostgresKeeper
 from coffee_rt.store.pool import create_pool
 from coffee_rt.store.view_catalogue import PostgresViewCatalogue
@@ -122,8 +123,7 @@ async def _read_sums(platform: Platform, facts: Facts) -> None:
         for shard in range(platform.shape.shards):
             horizon = await keeper.horizon(shard)
             sums = await PostgresKeeper(pool).ledger_sums(shard, None)
-            done = sums["stored"] + sums["duplicates"] + sums["dead"] + sums["lost"]
-            facts.imbalances.append(horizon.counter - done)
+            facts.imbalances.append(horizon.counter - accounted_records(sums))
             facts.lost_in_gaps += sums["lost"]
     finally:
         await pool.close()

@@ -22,7 +22,7 @@ class Load(msgspec.Struct, frozen=True):
     """Orders a second."""
     clients: int = 8
     """Each has connections of its own; client i begins at order_api i of n and repeats at the next."""
-    under_way_max: int = 600
+    under_way_max: int = 250
     """Requests without an answer; beyond, the schedule skips, and counts what it skipped."""
     timeout_seconds: float = 3.0
     batch_share: float = 0.1

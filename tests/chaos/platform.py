@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -66,8 +65,6 @@ class Shape:
     """Of every process, over QUICK: (variable, value)."""
     valkey: tuple[tuple[str, str], ...] = ()
     """Valkey's own configuration over the embedded one's, e.g. ("appendfsync", "everysec")."""
-    is_syscall_traced: bool = False
-    """Valkey runs under strace, which can hold up its fdatasync and tells what was synced."""
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -128,7 +125,6 @@ class Platform:
             folder / "valkey",
             port=ports["valkey"],
             settings=dict(shape.valkey),
-            is_traced=shape.is_syscall_traced,
         )
         self.postgres = EmbeddedPostgres(folder / "postgres", port=ports["postgres"])
         self.parts: dict[str, Part] = {}
@@ -393,7 +389,3 @@ class Platform:
             elif part.is_wanted and part.process is not None:
                 part.is_wanted = False
                 part.unasked_ends.append(part.process.returncode)
-
-
-def remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)

@@ -27,8 +27,9 @@ STORES = ("uptown", "harbour", "station")
 DRINKS = ("latte", "tea", "americano", "mocha")
 BATCH_ORDERS = 5
 AGAIN_AT_END = 40
-PAUSE_SECONDS = 0.3
-"""Between attempts at one order."""
+PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 0.2, 2.0
+"""Between attempts at one order, doubled from one to the next: a crowd that repeats at once would be the overload
+that it waits for."""
 SETTLE_SECONDS_MAX = 60.0
 NOTHING_DONE = "temporarily-away"
 
@@ -159,12 +160,14 @@ class Recorder:
     async def _settle(self, request: Request) -> None:
         """Repeat until every order of it is known; limited once the schedule has ended."""
         until = 0.0
+        pause = PAUSE_SECONDS_MIN
         while not await self._try(request):
             if self.ending.is_set():
                 until = until or time.monotonic() + SETTLE_SECONDS_MAX
                 if time.monotonic() > until:
                     return
-            await asyncio.sleep(PAUSE_SECONDS * (0.5 + self._chance.random()))
+            await asyncio.sleep(pause * (0.5 + self._chance.random()))
+            pause = min(2 * pause, PAUSE_SECONDS_MAX)
 
     async def _try(self, request: Request) -> bool:
         """One attempt; whether everything about the request is known after it."""

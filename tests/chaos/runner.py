@@ -1,9 +1,11 @@
-"""The command behind scripts/chaos: list, run, smoke, all."""
+"""The command behind scripts/chaos: list, run, smoke, all, random."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import random
+import shutil
 import sys
 import tempfile
 import time
@@ -13,8 +15,10 @@ from pathlib import Path
 import msgspec
 
 from coffee_rt.bench.stack import machine
-from tests.chaos.running import Bench, keep_or_remove
-from tests.chaos.scenario import Scenario, load_scenarios
+from tests.chaos.notes import Load
+from tests.chaos.report import report_of
+from tests.chaos.running import Bench
+from tests.chaos.scenario import Scenario, World, load_scenarios
 from tests.chaos.verdict import Verdict
 
 DESCRIPTION = """Hurts the real platform and holds what clients were told against what is stored.
@@ -36,9 +40,19 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     run.add_argument("names", nargs="+", metavar="NAME")
     smoke = commands.add_parser("smoke", help="run the set for continuous integration")
     everything = commands.add_parser("all", help="run every scenario")
-    for command in (run, smoke, everything):
+    drawn = commands.add_parser("random", help="faults at random, from a seed that replays them")
+    drawn.add_argument("--minutes", type=float, default=2, help="how long  [default: 2]")
+    for command in (run, smoke, everything, drawn):
         command.add_argument("--json", type=Path, metavar="FILE", help="write the table as JSON")
-        command.add_argument("--seed", type=int, default=1, help="of all randomness  [default: 1]")
+        command.add_argument(
+            "--report", type=Path, metavar="FILE", help="write the table as a page (Markdown)"
+        )
+        command.add_argument(
+            "--seed",
+            type=int,
+            default=random.SystemRandom().randrange(1, 1_000_000) if command is drawn else 1,
+            help="of all randomness  [default: 1; of random: a new one, printed]",
+        )
         command.add_argument(
             "--keep", action="store_true", help="keep data and logs also when all is well"
         )
@@ -61,6 +75,8 @@ def main(arguments: Sequence[str]) -> int:
             say(f"There is no scenario {', '.join(unknown)}. See: scripts/chaos list")
             return 2
         chosen = [scenarios[name] for name in options.names]
+    elif options.command == "random":
+        chosen = [random_scenario(options.minutes)]
     else:
         chosen = [each for each in scenarios.values() if options.command == "all" or each.is_smoke]
     return asyncio.run(run_scenarios(chosen, options))
@@ -82,10 +98,10 @@ async def run_scenarios(chosen: list[Scenario], options: argparse.Namespace) -> 
             tell(verdict)
     finally:
         await bench.close()
-        if options.json and verdicts:
-            options.json.write_bytes(msgspec.json.format(encode_verdicts(verdicts), indent=1))
+        write(verdicts, options)
     failed = [verdict.name for verdict in verdicts if not verdict.kept]
-    keep_or_remove(folder, is_kept=bool(failed) or options.keep)
+    if not failed and not options.keep:
+        shutil.rmtree(folder, ignore_errors=True)
     took = time.monotonic() - began
     if failed:
         say(f"{len(failed)} of {len(verdicts)} broke: {', '.join(failed)} ({took:.0f} s).")
@@ -102,8 +118,22 @@ def make_folder() -> Path:
     return folder
 
 
-def encode_verdicts(verdicts: list[Verdict]) -> bytes:
-    return msgspec.json.encode({"scenarios": verdicts})
+def write(verdicts: list[Verdict], options: argparse.Namespace) -> None:
+    if options.json and verdicts:
+        document = msgspec.json.encode({"seed": options.seed, "scenarios": verdicts})
+        options.json.write_bytes(msgspec.json.format(document, indent=1))
+    if options.report and verdicts:
+        options.report.write_text(report_of(verdicts, options.seed))
+
+
+def random_scenario(minutes: float) -> Scenario:
+    from tests.chaos.scenarios.random_schedule import SHAPE, hurt_at_random
+
+    async def act(world: World) -> None:
+        await hurt_at_random(world, minutes * 60)
+
+    fault = f"faults at random, {minutes:g} minutes"
+    return Scenario("random", fault, act, False, False, SHAPE, Load(), False)
 
 
 def tell(verdict: Verdict) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.chaos.facts import Watch, read_facts
 from tests.chaos.notes import Job
-from tests.chaos.platform import Platform, Shape, remove
+from tests.chaos.platform import Platform
 from tests.chaos.recording import Recording
 from tests.chaos.scenario import Scenario, World
 from tests.chaos.verdict import (
@@ -145,11 +145,3 @@ def _shortened(verdict: Verdict) -> Verdict:
     if left_out > 0:
         verdict.problems[PROBLEMS_MAX:] = [f"and {left_out} more"]
     return verdict
-
-
-def keep_or_remove(folder: Path, *, is_kept: bool) -> None:
-    if not is_kept:
-        remove(folder)
-
-
-__all__ = ["Bench", "Shape", "keep_or_remove"]

@@ -25,12 +25,11 @@ _SYNC_RESUMED = re.compile(r"<\.\.\. fdatasync resumed>\)\s+= 0")
 class ChaosValkey(EmbeddedValkey):
     """The embedded server with a scenario's own settings, under strace when asked."""
 
-    def __init__(
-        self, data_dir: Path, *, port: int, settings: dict[str, str], is_traced: bool
-    ) -> None:
+    def __init__(self, data_dir: Path, *, port: int, settings: dict[str, str]) -> None:
         super().__init__(data_dir, port=port)
         self.extra_settings = settings
-        self.is_traced = is_traced
+        self.is_traced = False
+        """From the next start on: run under strace."""
         self.sync_delay_seconds = 0.0
         """Of each fdatasync, from the next start on."""
         self.trace = self.data_dir.with_suffix(".strace")

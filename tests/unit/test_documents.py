@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests import documents
+from tests.chaos.scenario import load_scenarios
 
 ROOT = documents.ROOT
 GUARANTEES = ROOT / "docs" / "guarantees.md"
 NAMED_TEST = re.compile(r"`([\w./-]+\.(?:py|ts))::([^`]+)`")
+NAMED_SCENARIO = re.compile(r"`chaos:([\w-]+)`")
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)")
 CODE_BLOCK = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 PAGES = sorted(
@@ -25,6 +27,10 @@ PAGES = sorted(
 def named_tests() -> list[tuple[str, str]]:
     """(file below tests/ or the repository, name of the test), as the page names them."""
     return NAMED_TEST.findall(GUARANTEES.read_text())
+
+
+def names_a_test(bullet: str) -> bool:
+    return bool(NAMED_TEST.search(bullet) or NAMED_SCENARIO.search(bullet))
 
 
 def names_in(path: Path) -> set[str]:
@@ -50,13 +56,19 @@ def test_every_test_a_promise_names_exists() -> None:
     assert missing == []
 
 
+def test_every_scenario_a_promise_names_exists() -> None:
+    named = NAMED_SCENARIO.findall(GUARANTEES.read_text())
+    assert len(named) > 10
+    assert sorted(set(named) - set(load_scenarios())) == []
+
+
 def test_every_promise_names_a_test() -> None:
     """A line of the promises without a test's name would be a wish."""
     text = GUARANTEES.read_text()
     promises = text[text.index("## Accepting") : text.index("## We still lose data if")]
     bullets = re.split(r"^- ", promises, flags=re.MULTILINE)[1:]
     assert len(bullets) > 40
-    assert [bullet.splitlines()[0] for bullet in bullets if not NAMED_TEST.search(bullet)] == []
+    assert [bullet.splitlines()[0] for bullet in bullets if not names_a_test(bullet)] == []
 
 
 @pytest.mark.parametrize("name", documents.PAGES)
