@@ -1,4 +1,5 @@
-"""TLS in front of a Valkey (the wheel's has none of its own), with certificates of an authority made here."""
+"""TLS in front of a Valkey or a PostgreSQL (the wheels' have none of their own), with certificates of an
+authority made here."""
 
 from __future__ import annotations
 
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import trustme
+
+SSL_REQUEST = bytes.fromhex("0000000804d2162f")
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,12 @@ def make_papers(folder: Path, host: str = "127.0.0.1") -> Papers:
 
 
 @contextmanager
-def tls_front(target_port: int, papers: Papers, *, port: int = 0) -> Iterator[int]:
-    """A port that speaks TLS and passes everything on; served by a thread with a loop of its own."""
-    front = _Front(target_port, papers.server, port)
+def tls_front(
+    target_port: int, papers: Papers, *, port: int = 0, is_postgres: bool = False
+) -> Iterator[int]:
+    """A port that speaks TLS and passes everything on; served by a thread with a loop of its own.
+    PostgreSQL's clients ask for TLS first; one that does not is hung up on."""
+    front = _Front(target_port, papers.server, port, is_postgres)
     thread = threading.Thread(target=asyncio.run, args=(front.run(),))
     thread.start()
     front.is_listening.wait()
@@ -57,7 +63,10 @@ def tls_front(target_port: int, papers: Papers, *, port: int = 0) -> Iterator[in
 
 
 class _Front:
-    def __init__(self, target_port: int, context: ssl.SSLContext, port: int) -> None:
+    def __init__(
+        self, target_port: int, context: ssl.SSLContext, port: int, is_postgres: bool
+    ) -> None:
+        self._is_postgres = is_postgres
         self._target_port = target_port
         self._context = context
         self.port = port
@@ -68,7 +77,8 @@ class _Front:
 
     async def run(self) -> None:
         self._loop = asyncio.get_running_loop()
-        server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self._context)
+        at_once = None if self._is_postgres else self._context
+        server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=at_once)
         self.port = server.sockets[0].getsockname()[1]
         self.is_listening.set()
         await self._stop.wait()
@@ -85,6 +95,9 @@ class _Front:
         task = asyncio.current_task()
         assert task is not None
         self._serving.add(task)
+        if self._is_postgres and not await self._upgrade(reader, writer):
+            self._serving.discard(task)
+            return
         there, back = await asyncio.open_connection("127.0.0.1", self._target_port)
         try:
             async with asyncio.TaskGroup() as pumps:
@@ -92,6 +105,17 @@ class _Front:
                 pumps.create_task(_pump(there, writer))
         finally:
             self._serving.discard(task)
+
+    async def _upgrade(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        try:
+            if await reader.readexactly(8) == SSL_REQUEST:
+                writer.write(b"S")
+                await writer.start_tls(self._context)
+                return True
+        except (OSError, asyncio.IncompleteReadError):
+            pass
+        writer.transport.abort()
+        return False
 
 
 async def _pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:

@@ -364,7 +364,7 @@ async def test_a_read_of_orders_is_sent_to_where_they_are_listed(api: RunningOrd
 async def test_other_methods_and_paths_are_problems(api: RunningOrderApi) -> None:
     reply = await api.request("PUT", ORDERS, ORDER)
     assert_problem(reply, 405, "method-not-allowed")
-    assert reply.headers["allow"] == "POST"
+    assert reply.headers["allow"] == "GET, HEAD, POST"
     assert_problem(await api.request("GET", f"{ORDERS}/batch"), 405, "method-not-allowed")
     assert_problem(await api.request("GET", "/nowhere"), 404, "not-found")
 

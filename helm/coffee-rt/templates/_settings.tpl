@@ -60,14 +60,14 @@ COFFEE_RT_HTTP_PORT: "8000"
 {{- end }}
 {{- end }}
 
-{{/* (root): authorities of the stores' certificates, where a Secret holds one. asyncpg reads PGSSLROOTCERT. */}}
+{{/* (root): authorities of the stores' certificates, where a Secret holds one. */}}
 {{- define "coffee-rt.authorityEnv" -}}
 {{- if .Values.tls.redisCaSecret }}
 - name: COFFEE_RT_REDIS_CA_FILE
   value: /etc/coffee-rt/tls/redis/ca.crt
 {{- end }}
 {{- if .Values.tls.databaseCaSecret }}
-- name: PGSSLROOTCERT
+- name: COFFEE_RT_DATABASE_CA_FILE
   value: /etc/coffee-rt/tls/database/ca.crt
 {{- end }}
 {{- end }}

@@ -28,6 +28,9 @@ _batch_decoder = msgspec.msgpack.Decoder(list[Order])
 _split_decoder = msgspec.msgpack.Decoder(list[msgspec.Raw])
 _record_decoder = msgspec.msgpack.Decoder(Order)
 
+# Depth without end is a RecursionError: it must not end whoever reads the log.
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
 encode_record = _encoder.encode
 
 
@@ -56,7 +59,7 @@ def decode_batch(version: int, data: bytes) -> list[Order]:
         raise UnknownWireVersion(version)
     try:
         return _batch_decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
         raise Rejected("unreadable-entry", str(error)) from None
 
 
@@ -69,7 +72,7 @@ def split_batch(version: int, data: bytes) -> list[bytes]:
         raise UnknownWireVersion(version)
     try:
         return [bytes(raw) for raw in _split_decoder.decode(data)]
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
         raise Rejected("unreadable-entry", str(error)) from None
 
 
@@ -77,7 +80,7 @@ def decode_record(raw: bytes) -> Order:
     """One order. Raises Rejected when it can't be read."""
     try:
         return _record_decoder.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
         raise Rejected("unreadable-record", str(error)) from None
 
 

@@ -95,8 +95,10 @@ class HotApp:
             place = route.read_at + (b"?" + query if query else b"")
             await Answer(307, b"", [(b"location", place)]).send(send)
         else:
-            answer = problem_answer(Problem(405, "method-not-allowed", "Only POST is taken here."))
-            answer.headers.append((b"allow", b"POST"))
+            allowed = "GET, HEAD, POST" if route.read_at else "POST"
+            detail = f"Only {allowed} is taken here."
+            answer = problem_answer(Problem(405, "method-not-allowed", detail))
+            answer.headers.append((b"allow", allowed.encode()))
             await answer.send(send)
 
     def turn_away(self, route: HotRoute) -> bytes | None:

@@ -8,7 +8,7 @@ import msgspec
 
 from coffee_rt.domain.intake import IncomingOrder
 from coffee_rt.order_api.compat import CompatOrder
-from coffee_rt.order_api.routes import BATCH_PATH, ORDERS_PATH
+from coffee_rt.order_api.routes import BATCH_PATH, ORDERS_PATH, RECENT_PATH
 
 _REF = "#/components/schemas/{name}"
 
@@ -185,17 +185,35 @@ def _compat(path: str) -> dict[str, Any]:
                     "application/json": {"schema": {"$ref": _REF.format(name="CompatOrder")}}
                 },
             },
+            "security": [{"bearer": []}, {"api_key": []}],
             "responses": {
                 "200": {
                     "description": "Taken.",
                     "content": {"application/json": {"schema": {"type": "object"}}},
                 },
-                "422": {
-                    "description": "FastAPI's shape: detail is a list of faults.",
-                    "content": {"application/json": {"schema": {"type": "object"}}},
+                **{
+                    status: {
+                        "description": text,
+                        "content": {"application/json": {"schema": {"type": "object"}}},
+                    }
+                    for status, text in _PROBLEMS.items()
                 },
             },
         }
+    }
+
+
+def _moved(path: str) -> dict[str, Any]:
+    return {
+        "summary": f"The list of orders is at {path}, of query_api",
+        "operationId": "moved_list_of_orders",
+        "tags": ["orders"],
+        "responses": {
+            "307": {
+                "description": "Ask there.",
+                "headers": {"Location": {"schema": {"type": "string"}}},
+            }
+        },
     }
 
 
@@ -229,6 +247,8 @@ def hot_document() -> dict[str, Any]:
     }
     for path in ("/api/order", "/api/v1/order", "/api/v2/order", "/api/v3/order"):
         paths[path] = _compat(path)
+    # Where a router gives every method of the path to this process.
+    paths[ORDERS_PATH]["get"] = _moved(RECENT_PATH)
     security = {
         "bearer": {"type": "http", "scheme": "bearer"},
         "api_key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 from fastapi import FastAPI, Request
@@ -202,12 +202,36 @@ def _add_route(
         operation_id=name,
         description=DESCRIPTIONS[name],
         openapi_extra={"parameters": [*in_path, *shown]},
-        responses={
-            400: {"description": "A parameter is wrong; `errors` names it."},
-            401: {"description": "No API key, or not a known one."},
-            503: {"description": "A server is away; see Retry-After."},
-        },
+        responses=_problems(access, is_named="{" in path),
     )
+
+
+_PROBLEM_SCHEMA = {
+    "type": "object",
+    "required": ["type", "title", "status", "detail"],
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "errors": {"type": "array", "items": {"type": "object"}},
+    },
+}
+
+
+def _problems(access: Access, *, is_named: bool) -> dict[int | str, dict[str, Any]]:
+    """What a route answers instead, for its document."""
+    texts = {
+        400: "A parameter is wrong; `errors` names it.",
+        401: "No API key, or not a known one.",
+        403: f"The API key lacks the scope {access.value}.",
+        422: "This is no id of an order.",
+        503: "A server is away; see Retry-After.",
+    }
+    if is_named:
+        texts[404] = "There is none of this name or id."
+    content = {CONTENT_TYPE: {"schema": _PROBLEM_SCHEMA}}
+    return {status: {"description": text, "content": content} for status, text in texts.items()}
 
 
 def _json(page: Page) -> Response:

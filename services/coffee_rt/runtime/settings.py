@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, get_origin
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
@@ -153,6 +154,15 @@ class DatabaseSettings(_Settings):
     replica_url: str | None = shared(
         None, repr=False, help="Address of a replica for reads that may lag; none: the primary."
     )
+    ca_file: Path | None = shared(
+        None,
+        help="Certificates (PEM) PostgreSQL's own is checked with, its name too (sslmode=verify-full, "
+        "or verify-ca where the address says so). Without it the address's sslmode alone decides.",
+    )
+    certificate_file: Path | None = shared(
+        None, help="Our certificate (PEM), where PostgreSQL asks clients for one."
+    )
+    key_file: Path | None = shared(None, help="The key of our certificate (PEM).")
     pool_size_min: int = shared(1, ge=0, help="Connections kept open by a process.")
     pool_size_max: int = shared(
         8,
@@ -171,6 +181,44 @@ class DatabaseSettings(_Settings):
     statement_cache_size: int = shared(
         256, ge=0, help="Prepared statements kept a connection; 0 behind an old PgBouncer."
     )
+
+    @field_validator("ca_file", "certificate_file", "key_file")
+    @classmethod
+    def _check_file(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        if path is None:
+            return path
+        if info.field_name == "certificate_file" and info.data.get("ca_file") is None:
+            raise ValueError(
+                "needs COFFEE_RT_DATABASE_CA_FILE: whom it is shown to must be checked"
+            )
+        if info.field_name == "key_file" and info.data.get("certificate_file") is None:
+            raise ValueError("needs the certificate too: COFFEE_RT_DATABASE_CERTIFICATE_FILE")
+        if not path.is_file():
+            raise ValueError("is not a file")
+        for url in (info.data.get("url"), info.data.get("replica_url")):
+            mode = dict(parse_qsl(urlsplit(url or "").query)).get("sslmode", "verify-full")
+            if mode not in ("verify-ca", "verify-full"):
+                # Else whoever set it would believe that the server is checked.
+                raise ValueError(f"can't be used with sslmode={mode} in the address")
+        return path
+
+    def model_post_init(self, context: Any, /) -> None:
+        # Into the addresses, so that whoever connects by one of them connects by TLS.
+        for field in ("url", "replica_url"):
+            url = getattr(self, field)
+            if url and self.ca_file is not None:
+                object.__setattr__(self, field, self._with_tls(url))
+
+    def _with_tls(self, url: str) -> str:
+        parts = urlsplit(url)
+        query = {"sslmode": "verify-full", **dict(parse_qsl(parts.query))}
+        files = {
+            "sslrootcert": self.ca_file,
+            "sslcert": self.certificate_file,
+            "sslkey": self.key_file,
+        }
+        query |= {name: str(path) for name, path in files.items() if path is not None}
+        return urlunsplit(parts._replace(query=urlencode(query)))
 
 
 class ProcessSettings(_Settings):

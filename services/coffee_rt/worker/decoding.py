@@ -52,6 +52,9 @@ class EntryDecoder:
 
     def park(self, delivery: Delivery, detail: str) -> EntryWrite:
         """The entry with all its records as dead letters, raw."""
+        if delivery.fault is not None:
+            raw = msgspec.msgpack.encode(delivery.raw)
+            return _entry(delivery, (), _whole(raw, "unstorable-entry", detail))
         try:
             records = wire.split_batch(delivery.version, delivery.data)
         except Rejected:
