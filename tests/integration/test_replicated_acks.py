@@ -45,6 +45,7 @@ async def test_an_answer_names_the_replicas_and_what_they_did_with_it(
         replicas_min=2,
         replicas_level=level,
         replicas_wait_seconds_max=10,
+        wait_seconds_max=60,
     ) as api:
         asked: list[tuple[str, Any, str]] = [
             (ORDERS, ORDER, "K"),
@@ -104,6 +105,7 @@ async def test_a_replica_without_a_file_is_no_disk_and_the_key_finds_the_order(
         replicas_min=2,
         replicas_level="disk",
         replicas_wait_seconds_max=30,
+        wait_seconds_max=60,
     ) as api:
         answer = (await api.post(ORDERS, ORDER, idempotency_key="K")).json
         assert (answer["replicas"], answer["duplicate"]) == (2, True)

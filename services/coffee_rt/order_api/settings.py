@@ -76,10 +76,10 @@ class OrderApiSettings(ProcessSettings):
         33_554_432, ge=1_048_576, help="Bytes waiting for a shard's flush; above it: 503."
     )
     wait_seconds_max: float = own(
-        0.5,
+        3.0,
         gt=0,
-        help="Expected wait for this process and for the log above which new orders get 503 at once. Well "
-        "below the time clients wait for an answer.",
+        help="Expected wait for this process and for the log above which new orders get 503 at once. Below "
+        "the time clients wait for an answer, above three flushes at their slowest.",
     )
     bodies_bytes_max: int = own(
         134_217_728,

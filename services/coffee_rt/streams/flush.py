@@ -30,7 +30,7 @@ class ProducerLimits:
     """Records waiting; above it, Overload. At 15 000/s this is three seconds of one shard."""
     queue_bytes_max: int = 32 << 20
     """Bytes waiting; above it, Overload. Bounds the memory of a producer whose Redis is slow."""
-    wait_seconds_max: float = 0.5
+    wait_seconds_max: float = 3.0
     """Expected wait for a shard's flushes above which it takes no more, where somebody looks (`look`)."""
     reply_seconds_max: float = 5.0
     """Longest wait for one flush; then its outcome is unknown. Above the worst fsync of the disk."""
