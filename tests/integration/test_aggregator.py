@@ -24,9 +24,10 @@ from coffee_rt.channels.messages import (
     encode,
 )
 from coffee_rt.channels.redis import RedisChannels
+from coffee_rt.conservation.audit import AuditRequest, Installation, read_instant, run_audit
 from coffee_rt.domain.orders import Order
 from coffee_rt.errors import Rejected
-from coffee_rt.runtime.settings import DatabaseSettings
+from coffee_rt.runtime.settings import DatabaseSettings, RedisSettings
 from coffee_rt.store.orders import PostgresOrderWriter
 from coffee_rt.store.pool import Pool
 from coffee_rt.store.view_fold import PostgresViewFolder
@@ -344,21 +345,29 @@ async def test_a_bad_definition_does_not_start(bed: Bed) -> None:
     assert await asyncio.wait_for(process.wait(), 20) == 2
 
 
+async def audit_of(bed: Bed, *views: str, start: int | None = None) -> int:
+    """Exit code of `coffee-rt audit VIEW...`; the log is not asked."""
+    installation = Installation(
+        RedisSettings(), DatabaseSettings(url=bed.database_url), "coffee-rt", 1
+    )
+    return await run_audit(AuditRequest(is_log=False, views=views, start=start), installation)
+
+
 async def test_rebuild_and_audit_commands(bed: Bed, capsys: pytest.CaptureFixture[str]) -> None:
     database = DatabaseSettings(url=bed.database_url)
     await bed.start("one")
     await until(bed.is_filled)
     await bed.commit(some_orders(50))
     await until(bed.are_views_right)
-    assert await repair.run_audit("sales", None, None, database) == 0
+    assert await audit_of(bed, "sales") == 0
     view = await live_view(bed.pool)
     await bed.pool.execute(f"UPDATE mv_{view.internal} SET revenue = revenue + 1")
-    assert await repair.run_audit("sales", None, None, database) == 1
-    assert "differ from the orders" in capsys.readouterr().out
-    assert await repair.run_audit("sales", "2999-01-01", None, database) == 0
+    assert await audit_of(bed, "sales") == 1
+    assert "the view has" in capsys.readouterr().out
+    assert await audit_of(bed, "sales", start=read_instant("2999-01-01", "since")) == 0
     assert await repair.run_rebuild("sales", None, None, database) == 0
-    assert await repair.run_audit("sales", None, None, database) == 0
-    with pytest.raises(Rejected, match="known are"):
-        await repair.run_audit("nothing", None, None, database)
-    with pytest.raises(Rejected, match="--from"):
-        await repair.run_audit("sales", "yesterday", None, database)
+    assert await audit_of(bed, "sales") == 0
+    assert await audit_of(bed, "nothing") == 2
+    assert "known are" in capsys.readouterr().out
+    with pytest.raises(Rejected, match="--since"):
+        read_instant("yesterday", "since")

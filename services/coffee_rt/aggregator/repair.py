@@ -1,5 +1,4 @@
-"""The commands `rebuild`, `audit` and `drop-view`: recompute a view from the orders, compare it, or remove
-it, while orders flow."""
+"""The commands `rebuild` and `drop-view`: recompute a view from the orders while they flow, or remove it."""
 
 from __future__ import annotations
 
@@ -10,15 +9,13 @@ from datetime import UTC, datetime
 
 from rich.console import Console
 
-from coffee_rt.aggregator.bars import drawn_bars
 from coffee_rt.errors import Rejected
+from coffee_rt.runtime.bars import drawn_bars
 from coffee_rt.runtime.settings import DatabaseSettings
 from coffee_rt.store.pool import create_pool
 from coffee_rt.store.view_catalogue import PostgresViewCatalogue
-from coffee_rt.store.view_contract import AuditDifference, Chunk, ViewRepairer, ViewState
+from coffee_rt.store.view_contract import Chunk, ViewRepairer, ViewState
 from coffee_rt.store.view_repair import PostgresViewRepairer
-
-DIFFERENCES_SHOWN_MAX = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,29 +42,6 @@ async def run_rebuild(
                 changed += await repair.repairer.rebuild_chunk(chunk)
             bars.show(f"rebuild {view}", len(repair.chunks), len(repair.chunks))
     console.print(f"{view}: {len(repair.chunks)} chunks recomputed, {changed} rows changed.")
-    return 0
-
-
-async def run_audit(
-    view: str, start: str | None, end: str | None, database: DatabaseSettings
-) -> int:
-    """Compare a view with the orders; exit code 1 when a group differs."""
-    console = Console()
-    differences: list[AuditDifference] = []
-    async with _opened(view, start, end, database) as repair:
-        _tell_frozen(console, repair)
-        with drawn_bars(console) as bars:
-            for done, chunk in enumerate(repair.chunks):
-                bars.show(f"audit {view}", done, len(repair.chunks))
-                differences += await repair.repairer.audit_chunk(chunk)
-            bars.show(f"audit {view}", len(repair.chunks), len(repair.chunks))
-    for difference in differences[:DIFFERENCES_SHOWN_MAX]:
-        console.print(_line(repair.state, difference), markup=False)
-    if differences:
-        console.print(f"{view}: {len(differences)} groups differ from the orders.")
-        console.print(f"`coffee-rt rebuild {view}` mends them.")
-        return 1
-    console.print(f"{view}: {len(repair.chunks)} chunks compared, no group differs.")
     return 0
 
 
@@ -121,14 +95,3 @@ def _tell_frozen(console: Console, repair: Repair) -> None:
     if repair.frozen_before:
         at = datetime.fromtimestamp(repair.frozen_before, UTC).isoformat()
         console.print(f"Buckets before {at} are left as they are: their orders may be gone.")
-
-
-def _line(state: ViewState, difference: AuditDifference) -> str:
-    tenant, bucket, *dimensions = difference.group
-    named = zip(state.definition.dimension_columns, dimensions, strict=True)
-    group = " ".join(f"{name}={value}" for name, value in named)
-    at = datetime.fromtimestamp(bucket, UTC).isoformat()
-    return (
-        f"  tenant {tenant} {at} {group}: stored {difference.stored or 'nothing'},"
-        f" orders say {difference.recomputed or 'nothing'}"
-    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from coffee_rt.conservation.balance import Settled, read_balance, read_settled
 from coffee_rt.errors import Retryable
 from coffee_rt.operator import metrics
 from coffee_rt.operator.contract import Autoscaler, Cluster, Workload
@@ -15,9 +16,9 @@ from coffee_rt.operator.pipeline_spec import FanoutSpec, PipelineSpec, WorkersSp
 from coffee_rt.operator.sessions import SessionCounter, SessionCounts
 from coffee_rt.runtime.breaker import CircuitBreaker
 from coffee_rt.runtime.clock import Clock
-from coffee_rt.store.contract import PartitionState, StoreKeeper, accounted_records
+from coffee_rt.store.contract import PartitionState, StoreKeeper
 from coffee_rt.store.view_contract import ViewFolder
-from coffee_rt.streams.contract import STORE_GROUP, Backlog, EntryId, LogKeeper
+from coffee_rt.streams.contract import STORE_GROUP, Backlog, LogKeeper
 
 Check = Callable[[], Awaitable[None]]
 
@@ -27,8 +28,7 @@ class LogView:
     """The log's side of one look."""
 
     backlogs: Sequence[Backlog]
-    settled: Sequence[tuple[EntryId, int]]
-    """For each shard an entry, and the records the log counted below it; all of them acknowledged."""
+    settled: Sequence[Settled]
 
     @property
     def records(self) -> int:
@@ -137,15 +137,7 @@ class Observer:
         keeper = self._log_keeper
         async with self._redis:
             await self._check("log")
-            # The horizons first: should the backlog then be empty, all up to them is acknowledged.
-            horizons = [await keeper.horizon(shard) for shard in range(keeper.shards)]
-            backlogs = await keeper.backlog(STORE_GROUP)
-        settled = [
-            (EntryId(horizon.last_entry.ms, horizon.last_entry.seq + 1), horizon.counter)
-            if backlog.oldest_entry is None
-            else (backlog.oldest_entry, backlog.settled_counter)
-            for backlog, horizon in zip(backlogs, horizons, strict=True)
-        ]
+            backlogs, settled = await read_settled(keeper, STORE_GROUP)
         return LogView(backlogs, settled)
 
     async def _see_store(self, log: LogView | None) -> StoreView:
@@ -161,11 +153,8 @@ class Observer:
 
     async def _imbalance(self, log: LogView) -> int:
         """Of all shards; one that lacks records is not made good by one with too many."""
-        differences = []
-        for backlog, (below, accepted) in zip(log.backlogs, log.settled, strict=True):
-            sums = await self._store_keeper.ledger_sums(backlog.shard, (below.ms, below.seq))
-            differences.append(accepted - accounted_records(sums))
-        return max(differences, key=abs, default=0)
+        balances = [await read_balance(self._store_keeper, each) for each in log.settled]
+        return max((balance.imbalance for balance in balances), key=abs, default=0)
 
     async def _see_pods(self, spec: WorkersSpec | FanoutSpec | None) -> Pods | None:
         if spec is None:

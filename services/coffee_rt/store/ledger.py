@@ -110,7 +110,7 @@ ON CONFLICT (shard) DO UPDATE SET
 
 # Purpose: what a shard's records below an entry became: all of them, less those from it on. One statement:
 # one moment.
-_SUMS = """
+SUMS = """
 WITH row AS (
     SELECT coalesce(sum(entries), 0) AS entries, coalesce(sum(records), 0) AS records,
            coalesce(sum(stored), 0) AS stored, coalesce(sum(duplicates), 0) AS duplicates,
@@ -234,7 +234,7 @@ async def is_entry_stored(pool: Pool, shard: int, batch_id: bytes) -> bool:
 
 async def ledger_sums(pool: Pool, shard: int, below: EntryKey | None) -> dict[str, int]:
     """See StoreKeeper."""
-    return dict(await pool.fetchrow(_SUMS, shard, *(below or _END)))
+    return dict(await pool.fetchrow(SUMS, shard, *(below or _END)))
 
 
 def _fitting(values: list[int], largest: int) -> list[int]:

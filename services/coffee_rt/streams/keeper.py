@@ -26,8 +26,8 @@ from coffee_rt.streams.backlog import (
     find_record,
     plan_backlog,
 )
-from coffee_rt.streams.contract import Backlog, EntryId, Horizon, Position
-from coffee_rt.streams.entries import fields_of
+from coffee_rt.streams.contract import Backlog, Delivery, EntryId, Horizon, Position
+from coffee_rt.streams.entries import delivery_of, fields_of
 from coffee_rt.streams.flush import position_of_value
 from coffee_rt.streams.reader import create_group
 from coffee_rt.streams.redis import Argument, Connector, Link, ReplyError
@@ -211,6 +211,16 @@ class RedisKeeper:
         before_ms = FIND_BEFORE_SPREAD_MS if self._connector.is_spread else FIND_BEFORE_MS
         start, end = str(max(0, at_ms - before_ms)), str(at_ms + FIND_AFTER_MS)
         return await self._find_between(shard, start, end, order_id)
+
+    async def entries(
+        self, shard: int, after: EntryId, before: EntryId, entries_max: int
+    ) -> list[Delivery]:
+        """Entries still in the log strictly between two ids, oldest first; nothing is delivered by it."""
+        stream = self._keys.streams[shard]
+        page = await self._call_at(
+            stream, "XRANGE", stream, f"({after}", f"({before}", "COUNT", entries_max
+        )
+        return [delivery_of(shard, entry_id, flat, 0, 0) for entry_id, flat in page]
 
     async def _find_client_id(self, order_id: bytes) -> Position | None:
         name = order_id.hex().encode()

@@ -79,8 +79,14 @@ PUBLISH_FAILURES = metrics.counter(
 CONSERVATION = metrics.gauge(
     "coffee_rt_conservation_imbalance_records",
     "Accepted minus stored, duplicate, dead and lost records of a shard's settled entries. Not 0: records "
-    "are missing (above) or doubled (below); compare the ledger with the log.",
+    "are missing (above) or doubled (below): `coffee-rt audit` names them.",
     ("shard",),
+)
+CONSERVATION_RECORDS = metrics.gauge(
+    "coffee_rt_conservation_records",
+    "Records of a shard by what became of them: accepted = stored + duplicate + dead + lost + in_flight + the "
+    "imbalance. Since the install; dead falls when letters are redriven.",
+    ("shard", "state"),
 )
 CARE_FAILURES = metrics.counter(
     "coffee_rt_worker_care_failures_total",

@@ -24,7 +24,11 @@ local function counted_from(id)
   end
   return {c = counter}
 end
--- Id, counter and records of the first entry from an id on. `is_gap_counted`: what a gap entry tells of
+local function is_number(text)
+  return text and #text < 16 and string.match(text, '^%d+$')
+end
+-- Id, counter and records of the first entry from an id on. A stranger's entry has no counter: then they are
+-- told of the first after it that has one, or of nobody's records at the end of the count. `is_gap_counted`: what a gap entry tells of
 -- counts as its records. Counter - records is the counter just below it, also where a stranger wrote it.
 local function entry_from(id, is_gap_counted)
   local entry = redis.call('XRANGE', KEYS[1], id, '+', 'COUNT', 1)[1]

@@ -1,0 +1,250 @@
+"""Conservation on real servers: the gauge is 0 whatever is killed, and what is taken away is seen and named."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coffee_rt.conservation.audit import AuditRequest, Installation, run_audit
+from coffee_rt.conservation.balance import read_balance, read_settled
+from coffee_rt.domain.ids import format_id
+from coffee_rt.domain.orders import Order
+from coffee_rt.runtime.settings import DatabaseSettings
+from coffee_rt.store.keeper import PostgresKeeper
+from coffee_rt.store.pool import create_pool
+from coffee_rt.worker import metrics
+from tests.integration.test_worker import SHARDS, Bed
+from tests.workers import now_order, until
+
+pytestmark = pytest.mark.integration
+CARE: dict[str, Any] = {"care_seconds": 1.0}
+
+
+class AuditBed(Bed):
+    """A log, a database, workers, and the audit's view of them."""
+
+    async def audit(self, folder: Path, **request: Any) -> tuple[int, dict[str, Any]]:
+        """Exit code and document of `coffee-rt audit --log-only --json`."""
+        installation = Installation(self.redis, self.database, self.namespace, SHARDS)
+        file = folder / "audit.json"
+        asked = AuditRequest(**{"is_views": False, "json_file": file, **request})
+        code = await run_audit(asked, installation)
+        return code, json.loads(file.read_text())
+
+    async def findings(self, folder: Path) -> list[dict[str, Any]]:
+        code, document = await self.audit(folder)
+        assert code == (1 if document["findings"] else 0)
+        found: list[dict[str, Any]] = document["findings"]
+        return found
+
+    async def entry_ids(self, shard: int = 0) -> list[str]:
+        return [
+            entry_id.decode()
+            for entry_id, _ in await self.client.xrange(self.log.keys.streams[shard])
+        ]
+
+    async def append_entries(self, sizes: list[int], shard: int = 0) -> list[list[Order]]:
+        """An entry of each size."""
+        made = [[now_order() for _ in range(size)] for size in sizes]
+        for orders in made:
+            await self.append(orders, shard)
+        return made
+
+
+@pytest.fixture
+async def bed(valkey_url: str, database_url: str, redis_namespace: str) -> AsyncIterator[AuditBed]:
+    made = AuditBed(valkey_url, database_url, redis_namespace)
+    await made.open()
+    yield made
+    await made.close()
+
+
+def flat(made: list[list[Order]]) -> list[Order]:
+    return [order for orders in made for order in orders]
+
+
+def gauge(shard: int = 0) -> float:
+    return float(metrics.CONSERVATION.labels(str(shard))._value.get())
+
+
+async def wait_gauge(records: int) -> None:
+    await until(lambda: gauge() == records, 60)
+
+
+async def test_all_is_in_balance_all_the_time_while_workers_are_killed(
+    bed: AuditBed, tmp_path: Path
+) -> None:
+    """Sampled as often as the servers allow; a worker is killed every third of a second."""
+    pool = await create_pool(bed.database)
+    store, log = PostgresKeeper(pool), bed.log.keeper()
+    await store.ensure_shards(SHARDS)
+    await log.ensure_group("workers")
+    placed: list[Order] = []
+    samples = 0
+
+    async def post() -> None:
+        for number in range(60):
+            placed.extend(flat(await bed.append_entries([3, 1, 7], shard=number % SHARDS)))
+            await asyncio.sleep(0.05)
+
+    async def kill() -> None:
+        for number in range(6):
+            child = await bed.spawn(f"w{number}", claim_idle_seconds_min=1.0)
+            await asyncio.sleep(1.5)
+            child.kill()
+            await child.wait()
+
+    async def sample() -> None:
+        nonlocal samples
+        while True:
+            _, settled = await read_settled(log, "workers")
+            for each in settled:
+                balance = await read_balance(store, each)
+                assert balance.imbalance == 0, balance
+                states = balance.states
+                left = {name: count for name, count in states.items() if name != "accepted"}
+                assert states["accepted"] == sum(left.values())
+            samples += 1
+
+    sampling = asyncio.create_task(sample())
+    try:
+        await asyncio.gather(post(), kill())
+        async with bed.worker(claim_idle_seconds_min=0.5, **CARE):
+            await bed.wait_stored(placed)
+        assert not sampling.done()
+    finally:
+        sampling.cancel()
+        await asyncio.gather(sampling, return_exceptions=True)
+        await log.close()
+        await pool.close()
+    assert samples > 100
+    code, document = await bed.audit(tmp_path, is_views=True)
+    assert (code, document["is_clean"]) == (0, True)
+    assert sum(shard["stored"] for shard in document["shards"]) == len(placed) == 660
+
+
+async def test_an_undelivered_entry_deleted_by_hand_is_seen_and_named(
+    bed: AuditBed, tmp_path: Path
+) -> None:
+    made = await bed.append_entries([2, 5, 3])
+    before, gone, after = await bed.entry_ids()
+    await bed.client.xdel(bed.log.keys.streams[0], gone)
+    async with bed.worker(**CARE):
+        await bed.wait_stored([*made[0], *made[2]])
+        await wait_gauge(5)
+    [finding] = await bed.findings(tmp_path)
+    assert finding["kind"] == "missing-entry"
+    assert (finding["shard"], finding["records"]) == (0, 5)
+    assert finding["entries"] == [before, after]
+    assert finding["numbers"] == [2, 7]
+    assert finding["start"] <= finding["end"]
+
+
+async def test_a_pending_entry_deleted_by_hand_is_seen_and_named(
+    bed: AuditBed, tmp_path: Path
+) -> None:
+    stream = bed.log.keys.streams[0]
+    made = await bed.append_entries([2, 4])
+    await bed.client.xgroup_create(stream, "workers", "0")
+    await bed.client.xreadgroup("workers", "thief", {stream: ">"}, count=1)
+    await bed.client.xdel(stream, (await bed.entry_ids())[0])
+    async with bed.worker(claim_idle_seconds_min=0.5, **CARE):
+        await wait_gauge(2)
+    assert await bed.stored() == {order.order_id for order in made[1]}
+    [finding] = await bed.findings(tmp_path)
+    assert (finding["kind"], finding["records"]) == ("missing-entry", 2)
+
+
+async def test_a_trim_by_hand_is_seen_and_named(bed: AuditBed, tmp_path: Path) -> None:
+    async with bed.worker(**CARE):
+        first = flat(await bed.append_entries([2]))
+        await bed.wait_stored(first)
+    await bed.append_entries([3, 4])
+    last = await bed.append_entries([1])
+    await bed.client.xtrim(bed.log.keys.streams[0], maxlen=1, approximate=False)
+    async with bed.worker(**CARE):
+        await bed.wait_stored([*first, *flat(last)])
+        await wait_gauge(7)
+    [finding] = await bed.findings(tmp_path)
+    assert (finding["kind"], finding["records"]) == ("missing-entry", 7)
+
+
+async def test_an_order_deleted_by_hand_is_named(bed: AuditBed, tmp_path: Path) -> None:
+    made = await bed.append_entries([3, 2])
+    async with bed.worker(**CARE):
+        await bed.wait_stored(flat(made))
+    gone = made[0][1].order_id
+    await bed.connection.execute("DELETE FROM orders WHERE order_id = $1", gone.hex())
+    [finding] = await bed.findings(tmp_path)
+    assert (finding["kind"], finding["records"]) == ("missing-orders", 1)
+    assert finding["order_ids"] == [format_id(gone)]
+    assert finding["entries"] == [(await bed.entry_ids())[0]]
+
+
+async def test_a_ledger_row_deleted_by_hand_is_named(bed: AuditBed, tmp_path: Path) -> None:
+    made = await bed.append_entries([1, 4, 1])
+    async with bed.worker(**CARE):
+        await bed.wait_stored(flat(made))
+    gone = await bed.connection.fetchval(
+        "DELETE FROM stream_entries WHERE records = 4 RETURNING batch_id"
+    )
+    [finding] = await bed.findings(tmp_path)
+    assert (finding["kind"], finding["records"]) == ("missing-ledger-row", 4)
+    assert finding["batch_ids"] == [str(gone)]
+    await bed.client.xdel(bed.log.keys.streams[0], (await bed.entry_ids())[1])
+    [finding] = await bed.findings(tmp_path)
+    assert (finding["kind"], finding["batch_ids"]) == ("missing-ledger-row", [str(gone)])
+
+
+async def test_what_an_acknowledgement_by_hand_skipped_is_named_with_its_orders(
+    bed: AuditBed, tmp_path: Path
+) -> None:
+    stream = bed.log.keys.streams[0]
+    made = await bed.append_entries([1])
+    async with bed.worker(**CARE):
+        await bed.wait_stored(flat(made))
+    skipped = await bed.append_entries([2])
+    found = await bed.client.xreadgroup("workers", "thief", {stream: ">"})
+    await bed.client.xack(stream, "workers", found[0][1][0][0])
+    async with bed.worker(**CARE):
+        await wait_gauge(2)
+    [finding] = await bed.findings(tmp_path)
+    assert finding["kind"] == "unstored-entry"
+    assert finding["order_ids"] == [format_id(order.order_id) for order in flat(skipped)]
+
+
+async def test_gaps_replays_and_strangers_are_no_imbalance(bed: AuditBed, tmp_path: Path) -> None:
+    stream, counter = bed.log.keys.streams[0], bed.log.keys.counters[0]
+    made = await bed.append_entries([2, 3])
+    async with bed.worker(**CARE):
+        await bed.wait_stored(flat(made))
+        # A stranger's entry has no count; as the lowest unacknowledged one it must not be taken for 0.
+        await bed.insert({b"hello": b"stranger", b"c": b"none"})
+        # A failover took the second entry, and the producer knows better.
+        await bed.client.set(counter, 2)
+        more = await bed.append_entries([4])
+        await bed.wait_stored(flat([*made, *more]))
+    await bed.client.xgroup_setid(stream, "workers", "0")
+    async with bed.worker(**CARE):
+        last = await bed.append_entries([1])
+        await bed.wait_stored(flat([*made, *more, *last]))
+        await asyncio.sleep(2.5)  # Two looks at least.
+        assert gauge() == 0
+    assert await bed.findings(tmp_path) == []
+
+
+async def test_an_audit_that_can_not_look_says_so(
+    database_url: str, redis_namespace: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from coffee_rt.runtime.settings import RedisSettings
+
+    nowhere = RedisSettings(url="redis://127.0.0.1:1/0")
+    database = DatabaseSettings(url=database_url)
+    code = await run_audit(AuditRequest(), Installation(nowhere, database, redis_namespace, SHARDS))
+    assert code == 2
+    assert "could not look" in capsys.readouterr().out
