@@ -27,6 +27,9 @@ async def poison(world: World) -> None:
     client = redis.asyncio.from_url(world.platform.valkey.url)
     connection = await asyncpg.connect(world.platform.postgres.url)
     try:
+        # One of them is whole but for its record, and claims one that the log never counted: the sums of its
+        # shard say so for ever, as they should.
+        world.expected.imbalance += 1
         before = await connection.fetchval("SELECT count(*) FROM dead_letters")
         async with world.fault("poison"):
             for number in range(40):
