@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from coffee_rt.domain.keys import KeyRing
 from coffee_rt.errors import CoffeeRtError, Retryable
+from coffee_rt.order_api.intake_queue import IntakeQueue
 from coffee_rt.order_api.metrics import KEYS_AGE_SECONDS
 from coffee_rt.order_api.rate import RateLimiter
 from coffee_rt.runtime.clock import Clock
@@ -23,7 +24,8 @@ FAILURES_UNTIL_NOT_READY = 3
 
 class IntakeWatch:
     """Looks at the log once a second: renews the admission, and says whether the process is ready. It is
-    while PostgreSQL is away (a backlog is no fault of this process); not while the log is."""
+    while PostgreSQL is away (a backlog is no fault of this process), and while the log is as long as the
+    database's intake takes its place."""
 
     def __init__(
         self,
@@ -31,7 +33,9 @@ class IntakeWatch:
         producer: OrderProducer,
         health: Health,
         clock_offset_seconds_max: float,
+        intake: IntakeQueue | None = None,
     ) -> None:
+        self._intake = intake
         self._admission = admission
         self._producer = producer
         self._health = health
@@ -52,7 +56,9 @@ class IntakeWatch:
             if self._failures >= FAILURES_UNTIL_NOT_READY:
                 # Nothing is known of the log now: appends to it fail on their own, and say so.
                 self._admission.refusal = None
-                self._health.set("log", False, str(error))
+                is_degraded = self._intake is not None and await self._intake.is_usable()
+                detail = f"away ({error}); orders go to the intake" if is_degraded else str(error)
+                self._health.set("log", is_degraded, detail)
             return
         self._failures = 0
         self._health.set("log", True)

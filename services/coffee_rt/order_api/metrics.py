@@ -58,6 +58,22 @@ RATE_UNSETTLED = counter(
     "coffee_rt_order_api_rate_unsettled_total",
     "Times the shared rate limit could not be settled in Redis; each pod then limits on its own.",
 )
+INTAKE_ACCEPTED = counter(
+    "coffee_rt_intake_accepted_records_total",
+    "Records taken into the database's intake because the log was away. Rising: look at Redis.",
+)
+INTAKE_REFUSED = counter(
+    "coffee_rt_intake_refused_records_total",
+    "Records that neither the log nor the intake took: it is full, its queue is, the database is away (or "
+    "its answer was lost: unknown), or it does not know all keys yet. Rising: both stores need a look.",
+    ("reason",),
+)
+INTAKE_APPEND_SECONDS = histogram(
+    "coffee_rt_intake_append_seconds",
+    "Time of one append to the intake. Above 50 ms: PostgreSQL's disk, or locks on keys.",
+)
+for _reason in ("full", "queue", "away", "unknown", "keys"):
+    INTAKE_REFUSED.labels(_reason)
 
 SAMPLE_EVERY = 16
 

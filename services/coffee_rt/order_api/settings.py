@@ -19,7 +19,7 @@ class OrderApiSettings(ProcessSettings):
     process: ClassVar[str] = "order_api"
 
     redis: RedisSettings = RedisSettings()
-    database: DatabaseSettings = DatabaseSettings(pool_size_min=0, pool_size_max=2)
+    database: DatabaseSettings = DatabaseSettings(pool_size_min=0, pool_size_max=3)
 
     order_bytes_max: int = own(
         65_536, ge=1024, help="Bytes of a single order's body, decompressed; larger ones get 413."
@@ -142,6 +142,24 @@ class OrderApiSettings(ProcessSettings):
     )
     backlog_hours_max: float = own(
         12.0, gt=0, help="Age of the oldest unstored order above which new ones get 503."
+    )
+    intake: bool = own(
+        True,
+        help="Take orders into PostgreSQL while the log is away, at a reduced rate; false: they get 503. "
+        "Keyed ones need COFFEE_RT_WORKER_KEYS_NOTED.",
+    )
+    intake_records_max: int = own(
+        1_000_000, ge=1, help="Orders waiting in the intake above which new ones get 503."
+    )
+    intake_bytes_max: int = own(
+        536_870_912, ge=1_048_576, help="Bytes waiting in the intake above which new ones get 503."
+    )
+    intake_records_per_second_max: int = own(
+        2_000,
+        ge=10,
+        le=100_000,
+        help="Orders a second this process puts into the intake; five seconds of it may wait. Higher: the "
+        "views' folds and the workers' commits feel it.",
     )
 
     def hosts(self) -> tuple[str, ...]:

@@ -29,24 +29,32 @@ from coffee_rt.order_api.compat import CompatRoutes
 from coffee_rt.order_api.congestion import Congestion
 from coffee_rt.order_api.gate import Gate
 from coffee_rt.order_api.hot import HotApp, HotRoute, flush_tally
+from coffee_rt.order_api.intake_producer import IntakeProducer
+from coffee_rt.order_api.intake_queue import IntakeLimits, IntakeQueue
 from coffee_rt.order_api.metrics import Tally
 from coffee_rt.order_api.placing import OrderPlacer
 from coffee_rt.order_api.rate import RateLimiter, StorageAway
 from coffee_rt.order_api.routes import BATCH_PATH, ORDERS_PATH, RECENT_PATH, OrderRoutes
 from coffee_rt.order_api.settings import OrderApiSettings
+from coffee_rt.order_api.settling import Settling
 from coffee_rt.redis_nodes.nodes import RedisNodes
 from coffee_rt.runtime.breaker import CircuitBreaker, backoff_seconds
 from coffee_rt.runtime.lifecycle import Lifecycle
 from coffee_rt.runtime.settings import RedisSettings, SettingsError
+from coffee_rt.store.intake import PostgresIntake
+from coffee_rt.store.intake_contract import Intake as DatabaseIntake
 from coffee_rt.store.key_refresh import KeyRefresher
 from coffee_rt.store.keys import PostgresApiKeys
-from coffee_rt.store.pool import create_pool
+from coffee_rt.store.pool import Pool, create_pool
 from coffee_rt.streams.admission import Admission, AdmissionLimits
-from coffee_rt.streams.contract import STORE_GROUP, LogKeeper, OrderProducer, Position
+from coffee_rt.streams.contract import STORE_GROUP, LogKeeper, OrderProducer
 from coffee_rt.streams.flush import ProducerLimits
 from coffee_rt.streams.producer import GroupProducer
 from coffee_rt.streams.redis_log import RedisLog
 
+INTAKE_FAILURES = 2
+INTAKE_OPEN_SECONDS = 5.0
+"""A database that does not answer is left alone so long: both stores being away is answered at once then."""
 FRESH_REFRESHES = 3
 """Missed refreshes of the API keys after which an unknown key may simply be new."""
 
@@ -155,37 +163,41 @@ async def open_order_api(
     channels = RedisChannels(settings.redis, namespace=settings.namespace)
     counts = SharedCounts(settings.redis, settings.namespace)
 
-    async def is_settled(position: Position) -> bool:
-        return await keeper.is_settled(STORE_GROUP, position)
-
+    pool = await _open_pool(settings)
     try:
         if not await _greet_log(producer, lifecycle):
             lifecycle.spawn(_keep_greeting(producer, lifecycle), "greet-log")
-        acks = Acks(channels, is_settled, clock, waits_max=settings.ack_waits_max)
+        intake = PostgresIntake(pool) if pool is not None and settings.intake else None
+        queue = None if intake is None else _make_queue(settings, lifecycle, producer, intake)
+        settling = Settling(keeper, intake, clock)
+        acks = Acks(channels, settling.is_settled, clock, waits_max=settings.ack_waits_max)
         admission = Admission(keeper, STORE_GROUP, admission_limits(settings))
         watch = IntakeWatch(
-            admission, producer, lifecycle.health, settings.clock_offset_seconds_max
+            admission, producer, lifecycle.health, settings.clock_offset_seconds_max, queue
         )
         rate = RateLimiter(counts, clock, "rate")
-        async with _open_keys(settings, lifecycle) as ring:
-            gate = Gate(
-                ring,
-                rate,
-                admission,
-                clock,
-                requests_per_minute=settings.requests_per_minute,
-                anonymous_per_minute=settings.anonymous_per_minute,
-                trusted_proxies=settings.trusted_proxies,
-            )
-            congestion = Congestion(clock, producer.look, settings.wait_seconds_max)
-            app = assemble(settings, lifecycle, producer, acks, gate, congestion)
-            lifecycle.spawn(producer.join(), "flushes")
-            lifecycle.spawn(watch.run(clock), "intake-watch")
-            lifecycle.spawn(congestion.run(), "congestion")
-            lifecycle.spawn(acks.run(), "acks")
-            lifecycle.spawn(settle_rates(rate, clock, settings.rate_settle_seconds), "rates")
-            yield OrderApi(app, producer, keeper)
+        ring = None if pool is None else await _open_keys(settings, lifecycle, pool)
+        gate = Gate(
+            ring,
+            rate,
+            admission,
+            clock,
+            requests_per_minute=settings.requests_per_minute,
+            anonymous_per_minute=settings.anonymous_per_minute,
+            trusted_proxies=settings.trusted_proxies,
+        )
+        places = producer if queue is None else IntakeProducer(producer, queue)
+        congestion = Congestion(clock, producer.look, settings.wait_seconds_max)
+        app = assemble(settings, lifecycle, places, acks, gate, congestion)
+        lifecycle.spawn(producer.join(), "flushes")
+        lifecycle.spawn(watch.run(clock), "intake-watch")
+        lifecycle.spawn(congestion.run(), "congestion")
+        lifecycle.spawn(acks.run(), "acks")
+        lifecycle.spawn(settle_rates(rate, clock, settings.rate_settle_seconds), "rates")
+        yield OrderApi(app, producer, keeper)
     finally:
+        if pool is not None:
+            await pool.close()
         await producer.close()
         await keeper.close()
         await channels.close()
@@ -239,29 +251,53 @@ def _warn_of_keys(lifecycle: Lifecycle, error: CoffeeRtError) -> None:
     lifecycle.log.warning("the API keys could not be read", reason=str(error))
 
 
-@asynccontextmanager
+async def _open_pool(settings: OrderApiSettings) -> Pool | None:
+    """For API keys and the intake; None where neither is wanted. PostgreSQL may be away."""
+    if settings.auth == "off" and not settings.intake:
+        return None
+    return await create_pool(settings.database, application_name="coffee-rt order_api")
+
+
+def _make_queue(
+    settings: OrderApiSettings,
+    lifecycle: Lifecycle,
+    producer: OrderProducer,
+    intake: DatabaseIntake,
+) -> IntakeQueue:
+    breaker = CircuitBreaker(
+        "intake",
+        failures=INTAKE_FAILURES,
+        open_seconds=min(settings.breaker_open_seconds, INTAKE_OPEN_SECONDS),
+        clock=lifecycle.clock,
+    )
+    limits = IntakeLimits(
+        records_max=settings.intake_records_max,
+        size_bytes_max=settings.intake_bytes_max,
+        records_per_second_max=settings.intake_records_per_second_max,
+        key_window_seconds=settings.key_window_hours * 3600,
+    )
+    queue = IntakeQueue(intake, producer, breaker, lifecycle.clock, limits)
+    lifecycle.spawn(queue.run(), "intake")
+    return queue
+
+
 async def _open_keys(
-    settings: OrderApiSettings, lifecycle: Lifecycle
-) -> AsyncIterator[KeyRing | None]:
+    settings: OrderApiSettings, lifecycle: Lifecycle, pool: Pool
+) -> KeyRing | None:
     if settings.auth == "off":
-        yield None
-        return
+        return None
     ring = KeyRing(
         age_seconds_max=settings.keys_age_seconds_max,
         fresh_seconds=settings.keys_refresh_seconds * FRESH_REFRESHES,
     )
-    pool = await create_pool(settings.database, application_name="coffee-rt order_api")
-    try:
-        watch = KeyWatch(ring, lifecycle.clock, partial(_warn_of_keys, lifecycle))
-        refresher = KeyRefresher(
-            PostgresApiKeys(pool),
-            ring,
-            lifecycle.clock,
-            settings.keys_refresh_seconds,
-            watch.see,
-        )
-        await refresher.refresh()
-        lifecycle.spawn(refresher.run(), "keys")
-        yield ring
-    finally:
-        await pool.close()
+    watch = KeyWatch(ring, lifecycle.clock, partial(_warn_of_keys, lifecycle))
+    refresher = KeyRefresher(
+        PostgresApiKeys(pool),
+        ring,
+        lifecycle.clock,
+        settings.keys_refresh_seconds,
+        watch.see,
+    )
+    await refresher.refresh()
+    lifecycle.spawn(refresher.run(), "keys")
+    return ring

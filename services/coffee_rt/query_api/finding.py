@@ -1,19 +1,21 @@
 """One order by id, wherever it is: right after its 202 it is always found.
 
-The log is asked first and the primary second. The other way round loses an order that is stored and
-trimmed in between. What is in neither was never accepted, or is a dead letter.
+The log is asked first and the primary second (orders, dead letters, the intake). The other way round loses an
+order that is stored and trimmed in between. What is in neither was never accepted.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from coffee_rt.domain.ids import id_time_ms
 from coffee_rt.domain.orders import Order
-from coffee_rt.domain.wire import decode_record
+from coffee_rt.domain.wire import INTAKE_SHARD, decode_record
 from coffee_rt.errors import Rejected, Retryable
 from coffee_rt.runtime.breaker import CircuitBreaker
 from coffee_rt.store.contract import DeadLetter, OrderReader
-from coffee_rt.streams.contract import LogKeeper, Position
+from coffee_rt.store.intake_contract import Intake
+from coffee_rt.streams.contract import EntryId, LogKeeper, Position
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,9 @@ class OrderFinder:
         reader: OrderReader,
         log_breaker: CircuitBreaker,
         database_breaker: CircuitBreaker,
+        intake: Intake | None = None,
     ) -> None:
+        self._intake = intake
         self._log = log
         self._reader = reader
         self._log_breaker = log_breaker
@@ -55,7 +59,7 @@ class OrderFinder:
             log_error = error
         try:
             async with self._database_breaker:
-                stored = await self._find_stored(tenant, order_id)
+                stored = await self._find_in_database(tenant, order_id, logged is None)
         except Retryable:
             stored = None
             if logged is None:
@@ -67,6 +71,19 @@ class OrderFinder:
         if log_error is not None:
             raise log_error
         return None
+
+    async def _find_in_database(self, tenant: int, order_id: bytes, may_wait: bool) -> Found | None:
+        """Stored, dead, or (where it is not in the log) waiting in the intake."""
+        found = await self._find_stored(tenant, order_id)
+        if found is not None or not may_wait or self._intake is None:
+            return found
+        waiting = await self._intake.find(tenant, order_id)
+        if waiting is not None:
+            batch_id, record = waiting
+            at = EntryId(id_time_ms(batch_id), 0)
+            return _found_in_log(tenant, Position(INTAKE_SHARD, at, batch_id), record)
+        # Once more: it may have been stored between the two looks, and leaves the intake only so.
+        return await self._find_stored(tenant, order_id)
 
     async def _find_stored(self, tenant: int, order_id: bytes) -> Found | None:
         stored = await self._reader.find_order(tenant, order_id)

@@ -20,6 +20,7 @@ from coffee_rt.query_api.settings import QueryApiSettings
 from coffee_rt.runtime.breaker import CircuitBreaker, backoff_seconds
 from coffee_rt.runtime.lifecycle import Lifecycle
 from coffee_rt.runtime.settings import SettingsError
+from coffee_rt.store.intake import PostgresIntake
 from coffee_rt.store.key_refresh import KeyRefresher
 from coffee_rt.store.keys import PostgresApiKeys
 from coffee_rt.store.pool import Pool, create_pool
@@ -64,7 +65,7 @@ async def wired(settings: QueryApiSettings, lifecycle: Lifecycle) -> AsyncIterat
         replica_breaker=replica_breaker,
         catalogue=PostgresViewCatalogue(primary, clock=clock),
         orders=orders,
-        finder=OrderFinder(keeper, orders, log_breaker, database),
+        finder=OrderFinder(keeper, orders, log_breaker, database, PostgresIntake(primary)),
         lag=lag,
         database=database,
         clock=clock,

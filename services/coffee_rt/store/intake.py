@@ -200,6 +200,13 @@ class PostgresIntake:
             return None
         return row["batch_id"].bytes, record
 
+    async def still_waiting(self, batch_ids: Sequence[bytes]) -> set[bytes]:
+        """See Intake."""
+        rows = await self._pool.fetch(
+            "SELECT batch_id FROM intake WHERE batch_id = ANY($1::text::uuid[])", uuids(batch_ids)
+        )
+        return {row["batch_id"].bytes for row in rows}
+
     async def note_keys(self, is_kept: bool) -> None:
         """See Intake."""
         value = str(int(time.time()) + 1) if is_kept else "off"

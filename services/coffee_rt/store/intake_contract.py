@@ -102,6 +102,9 @@ class Intake(Protocol):
     async def find(self, tenant: int, order_id: bytes) -> tuple[bytes, bytes] | None:
         """(batch id, record) of an order that waits; follows aliases."""
 
+    async def still_waiting(self, batch_ids: Sequence[bytes]) -> set[bytes]:
+        """Those of these batches, once appended, that no worker has stored yet."""
+
     async def note_keys(self, is_kept: bool) -> None:
         """Say whether the workers of this installation note keys, for `keys_since`."""
 

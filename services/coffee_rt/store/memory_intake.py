@@ -3,7 +3,7 @@ MemoryOrderWriter take batches out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from coffee_rt.domain.ids import id_time_ms
 from coffee_rt.domain.wire import (
@@ -116,6 +116,10 @@ class MemoryIntake:
                 if order_id_of(record) in wanted and decode_record(record).tenant == tenant:
                     return batch.batch_id, record
         return None
+
+    async def still_waiting(self, batch_ids: Sequence[bytes]) -> set[bytes]:
+        """See Intake."""
+        return set(batch_ids) & set(self._database.intake)
 
     async def note_keys(self, is_kept: bool) -> None:
         """See Intake."""

@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
+from coffee_rt.domain.wire import INTAKE_SHARD
 from coffee_rt.errors import Rejected
 
 STORE_GROUP = "workers"
@@ -40,7 +41,8 @@ ENTRY_ID_ZERO = EntryId(0, 0)
 
 
 class Position(NamedTuple):
-    """Where an order was logged; given to clients as text. The batch id outlives the entry's trimming."""
+    """Where an order was logged; given to clients as text. The batch id outlives the entry's trimming. Shard
+    INTAKE_SHARD: in the database's intake instead, at the batch's own time."""
 
     shard: int
     entry_id: EntryId
@@ -59,7 +61,7 @@ class Position(NamedTuple):
             raise Rejected(
                 "bad-position", "is not a position this service gave", place, 400
             ) from None
-        if len(position.batch_id) != 16 or not 0 <= position.shard < 1024:
+        if len(position.batch_id) != 16 or not INTAKE_SHARD <= position.shard < 1024:
             raise Rejected("bad-position", "is not a position this service gave", place, 400)
         return position
 

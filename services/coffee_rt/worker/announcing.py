@@ -20,6 +20,7 @@ from coffee_rt.channels.messages import (
     encode,
     recent_order,
 )
+from coffee_rt.domain.wire import INTAKE_SHARD
 from coffee_rt.errors import Retryable
 from coffee_rt.runtime.breaker import CircuitBreaker
 from coffee_rt.runtime.clock import Clock
@@ -34,7 +35,7 @@ _entry_of = attrgetter("entry")
 
 
 class Announcer:
-    """Publishes and acknowledges. One task calls it, a batch after the other."""
+    """Publishes and acknowledges (what came by the intake is gone from there already). One task calls it, a batch after the other."""
 
     def __init__(
         self,
@@ -73,7 +74,8 @@ class Announcer:
         again."""
         by_shard: dict[int, list[Delivery]] = {}
         for delivery in deliveries:
-            by_shard.setdefault(delivery.shard, []).append(delivery)
+            if delivery.shard != INTAKE_SHARD:
+                by_shard.setdefault(delivery.shard, []).append(delivery)
         # Together: each is a write that Redis answers after an fsync, and one fsync serves them all.
         were_safe = await asyncio.gather(
             *(self._acknowledge(*item, timeline) for item in by_shard.items())

@@ -12,11 +12,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from coffee_rt.conservation.balance import Balance, read_balance, read_settled
+from coffee_rt.domain.wire import INTAKE_SHARD
 from coffee_rt.errors import Retryable
 from coffee_rt.runtime.breaker import CircuitBreaker
 from coffee_rt.runtime.clock import Clock
 from coffee_rt.runtime.logs import Log
 from coffee_rt.store.contract import FEATURE_LEVEL, PartitionState, StoreKeeper
+from coffee_rt.store.intake_contract import Intake
 from coffee_rt.streams.contract import STORE_GROUP, LogKeeper
 from coffee_rt.worker import metrics
 
@@ -38,6 +40,7 @@ class CareLimits:
     trim_keep_seconds: float = 600.0
     trim_memory_percent_max: int = 60
     compact_margin_seconds: float = 3600.0
+    keys_keep_seconds: float = 25 * 3600.0
 
 
 class Caretaker:
@@ -53,6 +56,7 @@ class Caretaker:
         clock: Clock,
         log: Log,
         limits: CareLimits,
+        intake: Intake | None = None,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self._log_keeper = log_keeper
@@ -62,6 +66,7 @@ class Caretaker:
         self._clock = clock
         self._log = log
         self._limits = limits
+        self._intake = intake
         self._uniform = uniform
         self._is_timeline_told = True
         self.timeline = ""
@@ -89,6 +94,7 @@ class Caretaker:
             "heartbeat": self.heartbeat,
             "timeline": self.follow_timeline,
             "conservation": self.check_conservation,
+            "intake": self.check_intake,
             "server": self.check_server,
             "trim": self.trim,
         }
@@ -101,6 +107,7 @@ class Caretaker:
             "partitions": self.ensure_partitions,
             "retention": self.apply_retention,
             "compaction": self.compact,
+            "keys": self.forget_keys,
             "groups": self.check_groups,
         }
         first_seconds = self._uniform(0.0, FIRST_HOURLY_SECONDS_MAX)
@@ -197,6 +204,27 @@ class Caretaker:
             async with self._store_breaker:
                 moved = await self._store_keeper.compact_ledger(shard, (first.ms - margin_ms, 0))
             metrics.LEDGER_COMPACTED.inc(moved)
+
+    async def check_intake(self) -> None:
+        """What waits in the database's intake, and whether all it ever took is accounted for."""
+        if self._intake is None:
+            return
+        async with self._store_breaker:
+            state = await self._intake.state()
+        metrics.INTAKE_WAITING_RECORDS.set(state.records)
+        metrics.INTAKE_OLDEST_SECONDS.set(state.oldest_seconds)
+        metrics.INTAKE_IMBALANCE.set(state.imbalance)
+        if state.imbalance:
+            self._log.error("conservation of the intake is violated", records=state.imbalance)
+
+    async def forget_keys(self) -> None:
+        """Idempotency-Keys past their window, and ledger rows of the intake: nobody reads those again."""
+        if self._intake is None:
+            return
+        below_ms = int((self._clock.now() - self._limits.compact_margin_seconds) * 1000)
+        async with self._store_breaker:
+            await self._intake.sweep(self._limits.keys_keep_seconds)
+            await self._store_keeper.compact_ledger(INTAKE_SHARD, (below_ms, 0))
 
     async def check_groups(self) -> None:
         async with self._log_breaker:

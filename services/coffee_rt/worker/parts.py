@@ -11,6 +11,7 @@ from coffee_rt.runtime.clock import Clock
 from coffee_rt.runtime.health import Health
 from coffee_rt.runtime.logs import Log
 from coffee_rt.store.contract import OrderWriter, StoreKeeper
+from coffee_rt.store.intake_contract import Intake
 from coffee_rt.streams.contract import GroupReader, LogKeeper
 from coffee_rt.worker.care import CareLimits
 from coffee_rt.worker.reading import ReadLimits
@@ -45,6 +46,8 @@ class WorkerParts:
     clock: Clock
     health: Health
     log: Log
+    intake: Intake | None = None
+    """What order_api took while the log was away; None: nobody asks."""
     offload: Offload = run_inline
     check_servers: Callable[[], Awaitable[None]] | None = None
     """Raises Retryable while a server is away or not yet migrated, Rejected where the log was installed

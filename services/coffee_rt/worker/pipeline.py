@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
@@ -22,10 +22,12 @@ from coffee_rt.errors import Retryable
 from coffee_rt.runtime import tracing
 from coffee_rt.runtime.breaker import backoff_seconds
 from coffee_rt.store.contract import EntryWrite
+from coffee_rt.store.intake_contract import Intake
 from coffee_rt.streams.contract import Delivery
 from coffee_rt.worker.announcing import Announcer
 from coffee_rt.worker.care import Caretaker
 from coffee_rt.worker.decoding import EntryDecoder
+from coffee_rt.worker.draining import IntakeDrain
 from coffee_rt.worker.inbox import Inbox, wait_at_most
 from coffee_rt.worker.parts import WorkerLimits, WorkerParts
 from coffee_rt.worker.reading import Held, ShardReader
@@ -61,6 +63,8 @@ class Worker:
         self._held = Held(parts.reader.shards)
         self._apart: asyncio.Queue[list[Delivery] | Batch | None] = asyncio.Queue(APART_BATCHES_MAX)
         self._prepared: asyncio.Queue[Batch | None] = asyncio.Queue(1)
+        self._is_intake_left = asyncio.Event()
+        """The intake's lane tells of no more commits."""
         self._is_idle = asyncio.Event()
         """The main lane has nothing to commit."""
         self._untold: asyncio.Queue[StoredBatch | None] = asyncio.Queue(UNTOLD_BATCHES_MAX)
@@ -73,6 +77,7 @@ class Worker:
         )
         self._decoder = EntryDecoder(limits.care.retention_days)
         self._storer = self._make_storer()
+        self._intake_drain = self._make_drain(parts.intake) if parts.intake else None
         self._caretaker = Caretaker(
             log_keeper=parts.log_keeper,
             store_keeper=parts.store_keeper,
@@ -81,6 +86,7 @@ class Worker:
             clock=parts.clock,
             log=parts.log,
             limits=limits.care,
+            intake=parts.intake,
         )
         self._announcer = Announcer(
             channels=parts.channels,
@@ -147,10 +153,25 @@ class Worker:
             ("prepare", self._prepare_batches()),
             ("store", self._store_batches()),
             ("store-apart", self._store_apart()),
+            ("intake", self._drain_intake()),
             ("announce", self._announce()),
         ]
 
-    def _make_storer(self) -> BatchStorer:
+    def _make_drain(self, intake: Intake) -> IntakeDrain:
+        return IntakeDrain(
+            intake,
+            self._parts.clock,
+            EntryDecoder(self._limits.care.retention_days),
+            self._make_storer,
+            self._untold.put,
+            is_draining=lambda: self.is_draining,
+            pause=self._pause,
+        )
+
+    def _make_storer(
+        self, on_stored: Callable[[StoredBatch], Awaitable[None]] | None = None
+    ) -> BatchStorer:
+        """For the log's lanes; with `on_stored` for the intake's, whose batches are held nowhere."""
         return BatchStorer(
             writer=self._parts.writer,
             decoder=self._decoder,
@@ -160,8 +181,8 @@ class Worker:
             limits=self._limits.store,
             is_draining=lambda: self.is_draining,
             pause=self._pause,
-            on_stored=self._untold.put,
-            on_dropped=self._held.release,
+            on_stored=on_stored or self._untold.put,
+            on_dropped=(lambda _: None) if on_stored else self._held.release,
             offload=self._parts.offload,
             get_timeline=lambda: self._caretaker.timeline,
         )
@@ -207,6 +228,12 @@ class Worker:
             else:
                 self._is_idle.set()
 
+    async def _drain_intake(self) -> None:
+        """Beside the other lanes, on connections of its own."""
+        if self._intake_drain is not None:
+            await self._intake_drain.run()
+        self._is_intake_left.set()
+
     async def _store_batches(self) -> None:
         """The main lane. At the end, None to the lane apart."""
         while True:
@@ -242,6 +269,7 @@ class Worker:
             if batch.writes:
                 with _span(batch):
                     await self._storer.store(batch, wait_turn, may_park=True)
+        await self._is_intake_left.wait()
         await self._untold.put(None)
 
     async def _announce(self) -> None:

@@ -121,5 +121,16 @@ class WorkerSettings(ProcessSettings):
         help="Seconds that ledger rows stay after their entry left the log. Shorter than a paused "
         "worker can sleep would store its entries twice.",
     )
+    keys_noted: bool = own(
+        True,
+        help="Keep the Idempotency-Keys of stored orders in PostgreSQL, which the intake of order_api needs; "
+        "costs only keyed orders. The same for all workers.",
+    )
+    keys_noted_hours: int = own(
+        25,
+        ge=1,
+        le=24 * 31,
+        help="Hours such a key is kept: at least COFFEE_RT_ORDER_API_KEY_WINDOW_HOURS and an hour.",
+    )
     redis: RedisSettings = RedisSettings()
     database: DatabaseSettings = DatabaseSettings()

@@ -68,7 +68,10 @@ class Batch:
         return sum(map(_records_of, self.writes))
 
     def halves(self) -> list[Batch]:
-        middle = len(self.writes) // 2
+        return self.halves_at(len(self.writes) // 2)
+
+    def halves_at(self, middle: int) -> list[Batch]:
+        """The entries before and from `middle`."""
         return [
             replace(self, deliveries=self.deliveries[part], writes=self.writes[part], prepared=None)
             for part in (slice(None, middle), slice(middle, None))

@@ -11,6 +11,7 @@ from coffee_rt.channels.redis import RedisChannels
 from coffee_rt.errors import Retryable
 from coffee_rt.runtime.breaker import CircuitBreaker
 from coffee_rt.runtime.lifecycle import Lifecycle
+from coffee_rt.store.intake import PostgresIntake
 from coffee_rt.store.keeper import PostgresKeeper
 from coffee_rt.store.migrations import pending_migrations
 from coffee_rt.store.orders import PostgresOrderWriter
@@ -71,6 +72,7 @@ def limits_of(settings: WorkerSettings) -> WorkerLimits:
             trim_keep_seconds=settings.trim_keep_seconds,
             trim_memory_percent_max=settings.trim_memory_percent_max,
             compact_margin_seconds=settings.compact_margin_seconds,
+            keys_keep_seconds=settings.keys_noted_hours * 3600,
         ),
     )
 
@@ -91,17 +93,20 @@ async def build_worker(settings: WorkerSettings, lifecycle: Lifecycle) -> AsyncI
             clock=lifecycle.clock,
         )
 
+    intake = PostgresIntake(pool)
+
     async def check_servers() -> None:
         async with pool.connection() as connection:
             missing = await pending_migrations(connection)
         if missing:
             raise Retryable(f"the database lacks {', '.join(missing)}: run coffee-rt migrate")
+        await intake.note_keys(settings.keys_noted)
         await log_keeper.start()
 
     parts = WorkerParts(
         reader=log.reader(STORE_GROUP, settings.instance),
         log_keeper=log_keeper,
-        writer=PostgresOrderWriter(pool),
+        writer=PostgresOrderWriter(pool, are_keys_noted=settings.keys_noted),
         store_keeper=PostgresKeeper(pool),
         channels=channels,
         log_breaker=make_breaker(
@@ -111,6 +116,7 @@ async def build_worker(settings: WorkerSettings, lifecycle: Lifecycle) -> AsyncI
         clock=lifecycle.clock,
         health=lifecycle.health,
         log=lifecycle.log,
+        intake=intake,
         offload=run_in_thread,
         check_servers=check_servers,
     )
