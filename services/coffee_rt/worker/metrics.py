@@ -108,19 +108,19 @@ PARTITIONS_END = metrics.gauge(
     "Unix time up to which orders have a partition for each day, from today on. Less than two days ahead: "
     "the hourly chore fails; the worker's log has its error.",
 )
-INTAKE_DRAINED = counter(
+INTAKE_DRAINED = metrics.counter(
     "coffee_rt_intake_drained_records_total",
     "Records that came by the database's intake and are stored (or known, or dead) now.",
 )
-INTAKE_WAITING_RECORDS = gauge(
+INTAKE_WAITING_RECORDS = metrics.gauge(
     "coffee_rt_intake_waiting_records",
     "Records waiting in the database's intake. Above 0 for long: no worker drains it.",
 )
-INTAKE_OLDEST_SECONDS = gauge(
+INTAKE_OLDEST_SECONDS = metrics.gauge(
     "coffee_rt_intake_oldest_seconds",
     "Age of the oldest batch in the intake. Above some seconds: workers are away, or can't commit it.",
 )
-INTAKE_IMBALANCE = gauge(
+INTAKE_IMBALANCE = metrics.gauge(
     "coffee_rt_intake_imbalance_records",
     "Records the intake took that are neither stored nor waiting. Always 0; else rows were removed by hand.",
 )
