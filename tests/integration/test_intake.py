@@ -67,6 +67,8 @@ class Outage:
             url = self._valkey_url if name == "log" else NOWHERE
             values: dict[str, Any] = {"database": self.database, "breaker_open_seconds": 0.2}
             # One that is cut off is ready only after some seconds, and takes orders at once.
+            values: dict[str, Any] = {"database": self.database, "breaker_open_seconds": 0.2}
+            # One that is cut off is ready only after some seconds, and takes orders at once.
             running = running_order_api(
                 url, self._namespace, is_awaited=name == "log", **(values | changes)
             )
@@ -115,8 +117,9 @@ class Outage:
         return int(await self.connection.fetchval("SELECT count(*) FROM orders"))
 
     async def find(self, order_id: str) -> Found | None:
-        breakers = [CircuitBreaker(name, failures=100) for name in ("log", "database")]
-        finder = OrderFinder(self.keeper, PostgresOrderReader(self.pool), *breakers, self.intake)
+        log, database = (CircuitBreaker(name, failures=100) for name in ("log", "database"))
+        reader = PostgresOrderReader(self.pool)
+        finder = OrderFinder(self.keeper, reader, log, database, self.intake)
         return await finder.find(0, parse_id(order_id))
 
 
