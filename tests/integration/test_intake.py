@@ -67,8 +67,6 @@ class Outage:
             url = self._valkey_url if name == "log" else NOWHERE
             values: dict[str, Any] = {"database": self.database, "breaker_open_seconds": 0.2}
             # One that is cut off is ready only after some seconds, and takes orders at once.
-            values: dict[str, Any] = {"database": self.database, "breaker_open_seconds": 0.2}
-            # One that is cut off is ready only after some seconds, and takes orders at once.
             running = running_order_api(
                 url, self._namespace, is_awaited=name == "log", **(values | changes)
             )
@@ -77,8 +75,10 @@ class Outage:
 
     async def post(self, name: str, key: str | None = None, body: Any = None) -> Reply:
         api = await self.api(name)
-        more = {} if key is None else {"idempotency_key": key}
-        return await api.post(ORDERS, ORDER if body is None else body, **more)
+        sent = ORDER if body is None else body
+        if key is None:
+            return await api.post(ORDERS, sent)
+        return await api.post(ORDERS, sent, idempotency_key=key)
 
     async def start_worker(self, **changes: Any) -> None:
         """Drained when the test ends."""

@@ -11,7 +11,15 @@ SOURCE = Path(__file__).parents[2] / "services" / "coffee_rt"
 PROCESSES = ("order_api", "worker", "aggregator", "fanout", "query_api", "operator")
 WIRINGS = {"wiring.py", "repair.py", "redrive_command.py"}
 """`repair` is the wiring of the commands rebuild and audit, `redrive_command` that of redrive."""
-PURE = {"contract", "view_contract", "messages", "admission", "redrives", "view_changes"}
+PURE = {
+    "contract",
+    "view_contract",
+    "intake_contract",
+    "messages",
+    "admission",
+    "redrives",
+    "view_changes",
+}
 """Modules of streams, store and channels that speak to nothing."""
 
 
