@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+import asyncpg
 import pytest
 
 from coffee_rt.runtime.settings import DatabaseSettings
@@ -18,7 +19,6 @@ from tests.streams_bed import RedisBed, an_append
 
 pytestmark = pytest.mark.integration
 
-ROUNDS = 12
 ORDERS = 300
 
 
@@ -41,23 +41,41 @@ def the_pool(store: WriteStore) -> Pool:
 
 
 async def test_the_same_orders_in_two_entries_are_stored_once_without_deadlock(
-    store: WriteStore,
+    store: WriteStore, database_url: str
 ) -> None:
-    """As after a lost answer without a key, or a log that was restored beside its later entries."""
-    writers = [PostgresOrderWriter(the_pool(store)) for _ in range(2)]
-    await store.keeper.ensure_partitions(NOW_MS, 1)
-    for _ in range(ROUNDS):
-        orders = [an_order() for _ in range(ORDERS)]
-        batches = [
-            writers[0].prepare([an_entry(*orders)]),
-            writers[1].prepare([an_entry(*orders[::-1])]),
-        ]
-        committed = await asyncio.gather(
-            *(writer.commit(batch) for writer, batch in zip(writers, batches, strict=True))
+    """As after a lost answer without a key, or a log that was restored beside its later entries. A third
+    transaction holds an id in the middle, so that both workers stand half-way when it goes."""
+    pool = the_pool(store)
+    await store.commit(an_entry(an_order()))
+    orders = [an_order() for _ in range(ORDERS)]
+    middle = orders[ORDERS // 2]
+    other = await asyncpg.connect(database_url)
+    await other.execute(
+        f"""BEGIN; INSERT INTO orders SELECT '{middle.order_id.hex()}', batch_id,
+        '\\x{middle.body_hash.hex()}', price_minor, ordered_at, accepted_at, tenant, quantity,
+        is_late, store, drink FROM orders"""
+    )
+    commits = []
+    for number, entry in enumerate((an_entry(*orders), an_entry(*orders[::-1])), start=1):
+        writer = PostgresOrderWriter(pool)
+        commits.append(asyncio.create_task(writer.commit(writer.prepare([entry]))))
+        async with asyncio.timeout(20):
+            while await _waiting_for_locks(pool) < number:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    await other.execute("ROLLBACK")
+    outcomes = [outcome for each in await asyncio.gather(*commits) for outcome in each.outcomes]
+    assert sum(outcome.stored for outcome in outcomes) == ORDERS
+    assert sum(outcome.duplicates for outcome in outcomes) == ORDERS
+    await other.close()
+
+
+async def _waiting_for_locks(pool: Pool) -> int:
+    return int(
+        await pool.fetchval(
+            """SELECT count(*) FROM pg_stat_activity
+            WHERE datname = current_database() AND wait_event_type = 'Lock'"""
         )
-        outcomes = [outcome for each in committed for outcome in each.outcomes]
-        assert sum(outcome.stored for outcome in outcomes) == ORDERS
-        assert sum(outcome.duplicates for outcome in outcomes) == ORDERS
+    )
 
 
 async def test_a_commit_that_waited_for_a_new_view_carries_its_deltas(store: WriteStore) -> None:
