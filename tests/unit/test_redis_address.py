@@ -8,13 +8,13 @@ import pytest
 
 from coffee_rt.redis_nodes.connections import Node
 from coffee_rt.redis_nodes.nodes import node_of
+from coffee_rt.runtime.addresses import mask_credentials
 from coffee_rt.runtime.redis_address import parse_redis_address
 from coffee_rt.runtime.settings import (
     ProcessSettings,
     RedisSettings,
     SettingsError,
     load,
-    mask_credentials,
     masked,
 )
 
@@ -54,7 +54,7 @@ def test_one_server_is_left_to_its_library(url: str) -> None:
     ("url", "sentence"),
     [
         (f"http://:{SECRET}@a", "must begin with one of redis://"),
-        (f"redis://:{SECRET}/x@a", "names a port that is none"),
+        (f"redis://:{SECRET}/x@a", "is no address"),
         (f"redis+sentinel://:{SECRET}@a,b", "must name the master after the sentinels"),
         (f"redis+sentinel://:{SECRET}@a/m/x", "must end in /MASTER or /MASTER/database"),
         (f"redis+sentinel://:{SECRET}@a/m?password={SECRET}", "options that are none (password)"),

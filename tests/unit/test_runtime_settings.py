@@ -11,6 +11,7 @@ import pytest
 from coffee_rt.fanout.settings import FanoutSettings
 from coffee_rt.order_api.settings import OrderApiSettings
 from coffee_rt.query_api.settings import QueryApiSettings
+from coffee_rt.runtime.addresses import mask_credentials
 from coffee_rt.runtime.settings import (
     DatabaseSettings,
     ProcessSettings,
@@ -18,7 +19,6 @@ from coffee_rt.runtime.settings import (
     SettingsError,
     describe,
     load,
-    mask_credentials,
     masked,
     own,
     shared,

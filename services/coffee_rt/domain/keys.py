@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from hashlib import blake2b
 from hmac import compare_digest
@@ -61,8 +61,8 @@ class MintedKey:
     """A new key: `text` is shown once to whoever asked for it; only the hash is stored."""
 
     key_id: str
-    text: str
-    secret_hash: bytes
+    text: str = field(repr=False)
+    secret_hash: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

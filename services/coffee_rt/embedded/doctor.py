@@ -24,8 +24,9 @@ from coffee_rt.embedded.reach import ToolSettings
 from coffee_rt.embedded.tables import settings_class
 from coffee_rt.errors import CoffeeRtError
 from coffee_rt.redis_nodes.nodes import RedisNodes
+from coffee_rt.runtime.addresses import mask_credentials
 from coffee_rt.runtime.redis_address import Mode
-from coffee_rt.runtime.settings import RedisSettings, environment, load, mask_credentials
+from coffee_rt.runtime.settings import RedisSettings, environment, load
 from coffee_rt.store.inspect import inspect_database
 
 _CONFIG = (

@@ -69,7 +69,7 @@ class SimulationOptions:
     per_second: float
     seconds: float
     seed: int
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

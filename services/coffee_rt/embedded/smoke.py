@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
@@ -43,7 +43,7 @@ class SmokeOptions:
     orders_address: str
     query_address: str
     live_address: str
-    api_key: str | None
+    api_key: str | None = field(repr=False)
     wait_seconds: float
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from urllib.parse import urlsplit
 
@@ -19,7 +19,7 @@ Network = IPv4Network | IPv6Network
 class Visitor:
     """A connection that may be upgraded."""
 
-    token: str | None
+    token: str | None = field(repr=False)
     subprotocol: str | None
     """To be confirmed in the answer to the upgrade."""
     forwarded: str

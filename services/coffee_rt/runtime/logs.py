@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import structlog
 
-from coffee_rt.runtime.settings import mask_credentials
+from coffee_rt.runtime.addresses import mask_credentials
 
 Log = structlog.stdlib.BoundLogger
 

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from coffee_rt.runtime.addresses import check_borders
+
 Mode = Literal["single", "sentinel", "cluster"]
 
 SENTINEL_PORT = 26379
@@ -59,6 +61,7 @@ def parse_redis_address(text: str) -> RedisAddress:
     scheme, separator, rest = text.partition("://")
     if not separator or scheme not in _SCHEMES:
         raise ValueError(f"must begin with one of {', '.join(f'{name}://' for name in _SCHEMES)}")
+    check_borders(text)
     mode, is_tls = _SCHEMES[scheme]
     if mode == "single":
         _check_port(text)

@@ -22,6 +22,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from coffee_rt.runtime.addresses import check_database_address, mask_secret
 from coffee_rt.runtime.redis_address import RedisAddress, parse_redis_address
 
 PREFIX = "COFFEE_RT_"
@@ -31,9 +32,6 @@ PROCESSES = ("ORDER_API", "WORKER", "AGGREGATOR", "FANOUT", "QUERY_API", "OPERAT
 _FOREIGN_PREFIXES = tuple(f"{PREFIX}{name}_" for name in (*PROCESSES, "UP", "BENCH", "TEST"))
 # What Kubernetes puts into a pod for each service of its namespace (a service may be called coffee-rt-...).
 _SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)\Z|_PORT(_\d+_(TCP|UDP)\w*)?\Z")
-# Up to the last @ before a slash: a password may hold one.
-_CREDENTIALS = re.compile(r"://[^/\s]*@")
-_PASSWORD_OPTION = re.compile(r"(?i)([?&]\w*password=)[^&\s]*")
 
 FAILOVER_BREAKER_SECONDS = 2.0
 """How long a log that fails over is left alone at most: its next server is there within seconds."""
@@ -181,6 +179,13 @@ class DatabaseSettings(_Settings):
     statement_cache_size: int = shared(
         256, ge=0, help="Prepared statements kept a connection; 0 behind an old PgBouncer."
     )
+
+    @field_validator("url", "replica_url")
+    @classmethod
+    def _check_url(cls, url: str | None) -> str | None:
+        if url is not None:
+            check_database_address(url)
+        return url
 
     @field_validator("ca_file", "certificate_file", "key_file")
     @classmethod
@@ -358,13 +363,8 @@ def masked(settings: _Settings) -> dict[str, str]:
         for part in path:
             value = getattr(value, part)
         text = _text(value)
-        shown[name] = text if info.repr else mask_credentials(text)
+        shown[name] = text if info.repr else mask_secret(text)
     return shown
-
-
-def mask_credentials(text: str) -> str:
-    """The text with user and password of any address in it replaced."""
-    return _PASSWORD_OPTION.sub(r"\1***", _CREDENTIALS.sub("://***@", text))
 
 
 def to_environ(settings: _Settings) -> dict[str, str]:

@@ -9,7 +9,7 @@ nothing is half done then.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from coffee_rt.domain.orders import Order
@@ -158,7 +158,7 @@ class ApiKey:
     key_id: str
     tenant: int
     name: str
-    secret_hash: bytes
+    secret_hash: bytes = field(repr=False)
     scopes: frozenset[str]
     requests_per_minute: int | None
     is_revoked: bool
