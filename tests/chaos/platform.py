@@ -34,6 +34,8 @@ from tests.chaos.proxy import FaultProxy, hold_port
 from tests.chaos.valkey import ChaosValkey
 
 READY_SECONDS_MAX = 60.0
+START_SECONDS_MAX = 20.0
+"""A process whose servers are hurt may take longer: then the scenario goes on without it."""
 SERVERS = ("valkey", "postgres")
 QUICK = {
     "COFFEE_RT_BREAKER_OPEN_SECONDS": "1",
@@ -279,6 +281,8 @@ class Platform:
             await asyncio.to_thread(self.servers[name].wait_ready)
             for proxy in self.links_of(name):
                 await proxy.listen()
+        elif all(server.is_running for server in self.servers.values()):
+            await self._not_ready({name}, START_SECONDS_MAX)
 
     async def kill(self, name: str) -> None:
         """kill -9, of a server with all its children. Connections to it are refused from now on."""
@@ -354,21 +358,24 @@ class Platform:
     async def wait_ready(self, seconds_max: float = READY_SECONDS_MAX) -> None:
         """Until /readyz of every process says yes. Raises RuntimeError with the end of a log. One that ended
         by itself is started again, as a supervisor would, and remembered (`unasked_ends`)."""
+        waiting = await self._not_ready(set(self.parts), seconds_max)
+        if waiting:
+            log = self.parts[min(waiting)].log
+            raise RuntimeError(f"{min(waiting)} did not become ready ({log}):\n{tail(log)}")
+
+    async def _not_ready(self, waiting: set[str], seconds_max: float) -> set[str]:
+        """Those of the processes that are not ready after so long."""
         deadline = time.monotonic() + seconds_max
-        waiting = set(self.parts)
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session:
-            while waiting:
+            while waiting and time.monotonic() < deadline:
                 for name in list(waiting):
                     if await self._is_ready(session, name):
                         waiting.discard(name)
                     elif not self.parts[name].is_running:
                         self.note_ends()
                         self.launch(name)
-                if time.monotonic() > deadline:
-                    name = sorted(waiting)[0]
-                    log = self.parts[name].log
-                    raise RuntimeError(f"{name} did not become ready ({log}):\n{tail(log)}")
                 await asyncio.sleep(0.05)
+        return waiting
 
     async def _is_ready(self, session: aiohttp.ClientSession, name: str) -> bool:
         part = self.parts[name]
