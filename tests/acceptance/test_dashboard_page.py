@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, Response, expect, sync_playwright
 
 from tests.acceptance.running import Platform
 
@@ -241,6 +241,41 @@ def test_the_page_fits_a_phone_in_both_colour_schemes(
     page.get_by_role("button", name="Switch to").click()
     flipped = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert flipped != ground
+
+
+def test_no_answer_lets_a_browser_guess_what_it_is(platform: Platform, browser: Browser) -> None:
+    page = browser.new_page()
+    asked: list[Response] = []
+    page.on("response", lambda answer: asked.append(answer))
+    page.goto(platform.address)
+    expect_live(page)
+    request = page.request
+    answers = [
+        *((each.url, each.status, each.headers) for each in asked),
+        *(
+            (url, each.status, each.headers)
+            for method, url in (
+                ("GET", "/api/v1/views"),
+                ("GET", "/api/v1/views/none"),
+                ("POST", "/api/v1/orders"),
+                ("POST", "/api/order"),
+                ("PUT", "/api/v1/orders/batch"),
+                ("GET", "/api/query/openapi.json"),
+                ("GET", "/readyz"),
+                ("GET", "/ws"),
+                ("GET", "/nowhere"),
+            )
+            for each in [request.fetch(platform.address + url, method=method)]
+        ),
+    ]
+    page.close()
+    assert {status for _, status, _ in answers} >= {200, 404, 405, 415}
+    for url, _, headers in answers:
+        assert headers.get("x-content-type-options") == "nosniff", url
+    [page_headers] = [each.headers for each in asked if each.url == f"{platform.address}/"]
+    assert page_headers["x-frame-options"] == "DENY"
+    assert page_headers["referrer-policy"] == "no-referrer"
+    assert "unsafe" not in page_headers["content-security-policy"]
 
 
 def test_the_page_is_usable_by_keyboard_and_by_landmarks(

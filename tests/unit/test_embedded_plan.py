@@ -6,9 +6,12 @@ import json
 import os
 import socket
 import subprocess
+import time
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import urlopen
 
 import pytest
 
@@ -24,7 +27,7 @@ from coffee_rt.embedded.plan import (
     shared_environ,
 )
 from coffee_rt.embedded.proxy import Upstreams, caddy_command, plan_configuration
-from coffee_rt.embedded.server_process import ServerProblem
+from coffee_rt.embedded.server_process import ServerProblem, free_port
 from coffee_rt.embedded.tables import settings_class
 from coffee_rt.runtime.settings import load
 
@@ -126,6 +129,38 @@ def test_caddy_accepts_the_configuration(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_what_caddy_says_itself_is_a_problem_that_no_browser_guesses_at(tmp_path: Path) -> None:
+    port, nobody = free_port(), free_port()
+    configuration = tmp_path / "caddy.json"
+    plan = plan_configuration("127.0.0.1", port, Upstreams(nobody, nobody, nobody, nobody))
+    configuration.write_text(json.dumps(plan))
+    with (tmp_path / "caddy.log").open("wb") as log:
+        caddy = subprocess.Popen(
+            caddy_command(configuration), env={"HOME": str(tmp_path)}, stdout=log, stderr=log
+        )
+    try:
+        with pytest.raises(HTTPError) as caught:
+            asked_until_it_listens(f"http://127.0.0.1:{port}/")
+        assert caught.value.code == 503
+        assert caught.value.headers["X-Content-Type-Options"] == "nosniff"
+        assert caught.value.headers["Retry-After"] == "1"
+        assert json.load(caught.value)["type"] == "urn:coffee-rt:problem:process-away"
+    finally:
+        caddy.terminate()
+        caddy.wait(20)
+
+
+def asked_until_it_listens(url: str) -> None:
+    give_up_at = time.monotonic() + 30
+    while time.monotonic() < give_up_at:
+        try:
+            urlopen(url, timeout=20).close()
+        except HTTPError:
+            raise
+        except URLError:
+            time.sleep(0.05)
 
 
 def test_a_directory_has_one_owner_at_a_time(tmp_path: Path) -> None:

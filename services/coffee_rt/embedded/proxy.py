@@ -29,6 +29,7 @@ _UNAVAILABLE = json.dumps(
         "detail": "The process that answers this is starting or restarting. Repeat with the same key.",
     }
 )
+_NO_SNIFFING = {"response": {"set": {"X-Content-Type-Options": ["nosniff"]}}}
 _ORDER_PATHS_ANY_METHOD = [
     "/api/v1/orders/batch",
     "/api/v1/orders/openapi.json",
@@ -55,7 +56,8 @@ class Upstreams:
 def plan_configuration(host: str, port: int, to: Upstreams) -> dict[str, Any]:
     """Caddy's JSON configuration for one address in front of `to`."""
     routes = [
-        _route(to.fanout_websocket, {"path": ["/ws", "/ws/dashboard"]}),
+        # What is no upgrade is answered by a library, which knows no such header.
+        _route(to.fanout_websocket, {"path": ["/ws", "/ws/dashboard"]}, headers=_NO_SNIFFING),
         _route(to.fanout, {"path": ["/api/v1/live"]}, flush_interval=-1),
         _route(to.order_api, {"path": _ORDER_PATHS_ANY_METHOD}),
         _route(to.order_api, {"path": ["/api/v1/orders"], "method": ["POST", "OPTIONS"]}),
@@ -65,7 +67,11 @@ def plan_configuration(host: str, port: int, to: Upstreams) -> dict[str, Any]:
     failure = {
         "handler": "static_response",
         "status_code": 503,
-        "headers": {"Content-Type": ["application/problem+json"], "Retry-After": ["1"]},
+        "headers": {
+            "Content-Type": ["application/problem+json"],
+            "Retry-After": ["1"],
+            "X-Content-Type-Options": ["nosniff"],
+        },
         "body": _UNAVAILABLE,
     }
     server = {

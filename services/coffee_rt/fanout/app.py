@@ -66,5 +66,4 @@ def _file_response(request: Request, file: PageFile) -> Response:
 
 
 def _problem_response(problem: Problem) -> Response:
-    headers = {**dict(problem.headers), "X-Content-Type-Options": "nosniff"}
-    return Response(problem.to_bytes(), problem.status, headers, CONTENT_TYPE)
+    return Response(problem.to_bytes(), problem.status, dict(problem.headers), CONTENT_TYPE)

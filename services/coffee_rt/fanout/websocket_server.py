@@ -314,7 +314,13 @@ def _refuse(
     body = encode({"type": f"urn:coffee-rt:problem:{code}", "status": status, "detail": detail})
     return WSUpgradeResponseWithListener(
         WSUpgradeResponse.create_error_response(
-            status, body, {"Content-Type": "application/problem+json", **(headers or {})}
+            status,
+            body,
+            {
+                "Content-Type": "application/problem+json",
+                "X-Content-Type-Options": "nosniff",
+                **(headers or {}),
+            },
         ),
         None,
     )

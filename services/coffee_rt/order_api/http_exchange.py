@@ -55,7 +55,11 @@ _ONCE = frozenset({b"authorization", b"content-type", b"idempotency-key", b"x-ap
 _CLOSING = frozenset({408, 413})
 """Here the rest of the body is not read, so the connection can't be used again."""
 _STATUS_LINES = {
-    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
+    # With the header that runtime.http gives to all other answers.
+    status.value: (
+        f"HTTP/1.1 {status.value} {status.phrase}\r\nx-content-type-options: nosniff\r\n".encode()
+    )
+    for status in HTTPStatus
 }
 
 

@@ -53,6 +53,7 @@ async def serve_http(
             "http": served,
             "ws": "none",
             "server_header": False,
+            "headers": [("x-content-type-options", "nosniff")],
             "backlog": 4096,
             "timeout_keep_alive": KEEP_ALIVE_SECONDS,
             "timeout_graceful_shutdown": max(1, int(settings.grace_seconds * 0.6)),

@@ -186,6 +186,7 @@ class BoundedProtocol(HttpToolsProtocol):
             after = f"retry-after: {retry_after}\r\n" if retry_after else ""
             head = (
                 f"HTTP/1.1 {status} {code}\r\ncontent-type: application/problem+json\r\n{after}"
+                "x-content-type-options: nosniff\r\n"
                 f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
             )
             self.transport.write(head.encode() + body)
