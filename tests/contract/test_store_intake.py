@@ -297,6 +297,13 @@ async def test_keys_older_than_the_window_are_forgotten(store: WriteStore) -> No
     assert await store.intake.append(a_flush(retry_of(first))) == [None]
 
 
+async def test_keys_are_swept_once_by_all_who_try(store: WriteStore) -> None:
+    await store.intake.append(a_flush(an_order(key_hash=KEY)))
+    assert await store.intake.sweep(36_500 * 86_400, 3_000) == 0
+    assert await store.intake.sweep(-1, 3_000) == 0
+    assert await store.intake.sweep(-1) == 1
+
+
 async def test_keys_noted_and_not_noted_are_told(store: WriteStore) -> None:
     assert (await store.intake.state()).keys_since == 0
     await store.intake.note_keys(True)

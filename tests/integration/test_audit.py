@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,19 @@ import pytest
 
 from coffee_rt.conservation.audit import AuditRequest, Installation, run_audit
 from coffee_rt.conservation.balance import read_balance, read_settled
-from coffee_rt.domain.ids import format_id
+from coffee_rt.domain.ids import IdMinter, format_id
 from coffee_rt.domain.orders import Order
+from coffee_rt.domain.wire import WIRE_VERSION, encode_record
+from coffee_rt.runtime.breaker import CircuitBreaker
+from coffee_rt.runtime.clock import SystemClock
+from coffee_rt.runtime.logs import get_log
 from coffee_rt.runtime.settings import DatabaseSettings
+from coffee_rt.store.intake import PostgresIntake
+from coffee_rt.store.intake_contract import IntakeWrite
 from coffee_rt.store.keeper import PostgresKeeper
 from coffee_rt.store.pool import create_pool
 from coffee_rt.worker import metrics
+from coffee_rt.worker.care import CareLimits, Caretaker
 from tests.integration.test_worker import SHARDS, Bed
 from tests.workers import now_order, until
 
@@ -236,6 +244,61 @@ async def test_gaps_replays_and_strangers_are_no_imbalance(bed: AuditBed, tmp_pa
         await asyncio.sleep(2.5)  # Two looks at least.
         assert gauge() == 0
     assert await bed.findings(tmp_path) == []
+
+
+async def take_in(bed: AuditBed, orders: list[Order]) -> None:
+    """Orders into the database's intake, as while the log is away."""
+    pool = await create_pool(bed.database)
+    batch_id = IdMinter().mint(time.time_ns() // 1_000_000)
+    records = [encode_record(order) for order in orders]
+    await PostgresIntake(pool).append(IntakeWrite(batch_id, WIRE_VERSION, records, []))
+    await pool.close()
+
+
+async def compact(bed: AuditBed) -> None:
+    """The hourly chores of a worker that keeps no ledger row longer than it must."""
+    pool, keeper = await create_pool(bed.database), bed.log.keeper()
+    caretaker = Caretaker(
+        log_keeper=keeper,
+        store_keeper=PostgresKeeper(pool),
+        log_breaker=CircuitBreaker("redis"),
+        store_breaker=CircuitBreaker("postgresql"),
+        clock=SystemClock(),
+        log=get_log("test"),
+        limits=CareLimits(compact_margin_seconds=0.0),
+        intake=PostgresIntake(pool),
+    )
+    await caretaker.compact()
+    await caretaker.forget_keys()
+    await keeper.close()
+    await pool.close()
+
+
+async def test_orders_of_the_intake_are_in_balance_and_no_lost_entrys_name(
+    bed: AuditBed, tmp_path: Path
+) -> None:
+    made = await bed.append_entries([2, 5, 3])
+    await bed.client.xdel(bed.log.keys.streams[0], (await bed.entry_ids())[1])
+    waited = [now_order() for _ in range(5)]
+    await take_in(bed, waited)
+    async with bed.worker(**CARE):
+        await bed.wait_stored([*made[0], *made[2], *waited])
+        await wait_gauge(5)
+    await compact(bed)
+    _, document = await bed.audit(tmp_path)
+    assert [each["kind"] for each in document["findings"]] == ["missing-entry"]
+    sums = {"accepted": 5, "accounted": 5, "waiting": 0, "imbalance": 0}
+    assert document["intake"] == sums
+
+
+async def test_an_order_deleted_from_the_intake_by_hand_is_seen(
+    bed: AuditBed, tmp_path: Path
+) -> None:
+    await take_in(bed, [now_order() for _ in range(3)])
+    await take_in(bed, [now_order()])
+    await bed.connection.execute("DELETE FROM intake WHERE records = 3")
+    [finding] = await bed.findings(tmp_path)
+    assert (finding["kind"], finding["records"]) == ("intake-unaccounted", 3)
 
 
 async def test_an_audit_that_can_not_look_says_so(

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
-from coffee_rt.embedded.server_process import TEST
+from coffee_rt.embedded.server_process import LAPTOP, TEST, free_port
 from coffee_rt.embedded.servers import EmbeddedValkey
 from coffee_rt.errors import NotExecuted, Overload, Retryable
 from coffee_rt.runtime.breaker import CircuitBreaker
@@ -21,6 +21,7 @@ from coffee_rt.streams.contract import Outcome
 from coffee_rt.streams.flush import ProducerLimits
 from coffee_rt.streams.redis import LinkLost, RedisConnector
 from coffee_rt.streams.redis_log import RedisLog
+from tests.log_servers import ValkeyNode
 from tests.streams_bed import RedisBed, an_append
 
 pytestmark = pytest.mark.integration
@@ -40,6 +41,8 @@ class Proxy:
         """False: commands reach Redis, answers are thrown away."""
         self.instead: list[bytes] = []
         """Answers given without asking Redis, to the next appends."""
+        self.instead_of_zero: list[bytes] = []
+        """Answers given instead of the next ones that are 0, as WAIT's without a replica is."""
 
     async def start(self) -> str:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -80,6 +83,8 @@ class Proxy:
             while data := await source.read(1 << 16):
                 if not is_answer and b"EVALSHA" in data and self.instead:
                     client.write(self.instead.pop(0))
+                elif is_answer and data == b":0\r\n" and self.instead_of_zero:
+                    client.write(self.instead_of_zero.pop(0))
                 elif not is_answer or self.is_answering:
                     target.write(data)
         except OSError:
@@ -164,6 +169,67 @@ async def test_try_again_is_sent_again_and_nothing_else_is(
         await producer.append(0, an_append(producer))
     assert (await bed.keeper().horizon(0)).counter == 1
     assert (await producer.append(0, an_append(producer))).outcome is Outcome.NEW
+    await producer.close()
+
+
+@pytest.mark.parametrize("reply", [b"-LOADING reading\r\n", b"-READONLY a replica\r\n"])
+async def test_a_server_that_takes_no_orders_now_executed_nothing(
+    proxy: Proxy, bed: RedisBed, redis_namespace: str, reply: bytes
+) -> None:
+    log = RedisLog(RedisSettings(url=await proxy.start()), redis_namespace, 4)
+    producer = log.producer(ProducerLimits())
+    await producer.start()
+    proxy.instead = [reply]
+    with pytest.raises(NotExecuted):
+        await producer.append(0, an_append(producer))
+    await producer.close()
+
+
+async def test_a_server_that_reads_its_file_takes_nothing(tmp_path: Path) -> None:
+    settings = {"key-load-delay": "300"}
+    server = ValkeyNode(tmp_path / "slow", settings, port=free_port(), durability=LAPTOP)
+    server.start()
+    bed = RedisBed(server.url, "n")
+    producer = bed.producer()
+    try:
+        await producer.start()
+        with server.client as client, client.pipeline(transaction=False) as pipe:
+            for number in range(8_000):
+                pipe.set(f"other:{number}", number)
+            pipe.execute()
+        os.kill(server.process.pid, signal.SIGKILL)
+        server.stop()
+        server.launch()
+        told: list[str] = []
+        is_taken = False
+        async with asyncio.timeout(60):
+            while not is_taken:
+                try:
+                    is_taken = bool(await producer.append(0, an_append(producer)))
+                except NotExecuted as error:
+                    told.append(str(error))
+                    await asyncio.sleep(0.02)
+                except Retryable:
+                    await asyncio.sleep(0.02)
+        assert any("LOADING" in each for each in told), told
+        assert (await bed.keeper().horizon(0)).counter == 1
+    finally:
+        await producer.close()
+        server.stop()
+
+
+async def test_a_refusal_of_the_wait_for_replicas_says_nothing_of_the_order(
+    proxy: Proxy, bed: RedisBed, redis_namespace: str
+) -> None:
+    """The order is in the log; "nothing happened" would have it taken a second time."""
+    log = RedisLog(RedisSettings(url=await proxy.start()), redis_namespace, 4)
+    producer = log.producer(ProducerLimits(replicas_min=1, replicas_wait_seconds_max=0.1))
+    await producer.start()
+    proxy.instead_of_zero = [b"-LOADING reading\r\n"]
+    with pytest.raises(Retryable) as caught:
+        await producer.append(0, an_append(producer))
+    assert not isinstance(caught.value, NotExecuted)
+    assert (await bed.keeper().horizon(0)).counter == 1
     await producer.close()
 
 

@@ -16,9 +16,11 @@ from rich.console import Console
 from coffee_rt.conservation.balance import read_settled
 from coffee_rt.conservation.findings import Finding, Report, instant
 from coffee_rt.conservation.log_audit import audit_shard
+from coffee_rt.domain.wire import INTAKE_SHARD
 from coffee_rt.errors import CoffeeRtError, Rejected
 from coffee_rt.runtime.bars import Bars, drawn_bars
 from coffee_rt.runtime.settings import DatabaseSettings, RedisSettings
+from coffee_rt.store.intake import PostgresIntake
 from coffee_rt.store.ledger_rows import open_reading
 from coffee_rt.store.pool import Pool, create_pool
 from coffee_rt.store.view_catalogue import PostgresViewCatalogue
@@ -123,6 +125,29 @@ async def _audit_log(
 
         async with open_reading(pool) as reading:
             await audit_shard(keeper, reading, each, since_ms, report, show)
+    await _audit_intake(pool, report)
+
+
+async def _audit_intake(pool: Pool, report: Report) -> None:
+    """What the intake ever took beside what the ledger made of it and what waits: one statement."""
+    state = await PostgresIntake(pool).state()
+    report.intake = {
+        "accepted": state.accepted,
+        "accounted": state.accounted,
+        "waiting": state.records,
+        "imbalance": state.imbalance,
+    }
+    if state.imbalance:
+        is_lost = state.imbalance > 0
+        became = "neither stored nor waiting" if is_lost else "accounted for twice"
+        report.findings.append(
+            Finding(
+                kind="intake-unaccounted",
+                records=abs(state.imbalance),
+                detail=f"of {state.accepted} records that the intake took these are {became}",
+                shard=INTAKE_SHARD,
+            )
+        )
 
 
 async def _audit_views(request: AuditRequest, pool: Pool, report: Report, bars: Bars) -> None:

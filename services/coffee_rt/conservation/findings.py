@@ -14,7 +14,7 @@ class Finding:
 
     kind: str
     """missing-entry, unstored-entry, missing-ledger-row, missing-orders, extra-orders, repeated-numbers,
-    unlocated, view-group."""
+    unlocated, view-group, intake-unaccounted."""
     records: int
     detail: str
     shard: int | None = None
@@ -53,6 +53,8 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     shards: list[dict[str, Any]] = field(default_factory=list)
     views: list[dict[str, Any]] = field(default_factory=list)
+    intake: dict[str, int] | None = None
+    """Records the database's intake ever took, and what became of them."""
 
     def document(self) -> dict[str, Any]:
         """As --json writes it."""
@@ -63,6 +65,7 @@ class Report:
         return {
             "is_clean": not self.findings,
             "shards": self.shards,
+            "intake": self.intake,
             "views": self.views,
             "findings": found,
         }

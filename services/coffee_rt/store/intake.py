@@ -32,6 +32,7 @@ CLIENT_AHEAD_MS = 360_000
 RACES_MAX = 5
 """Looks at the keys of one flush; each lost race shows who won."""
 KEYS_SINCE = "order_keys_since"
+KEYS_SWEPT = "order_keys_swept"
 
 # Synchronous, whatever the server's default: the answer says "on disk".
 _BEGIN = """
@@ -111,6 +112,14 @@ ON CONFLICT (name) DO UPDATE SET value = excluded.value, set_at = now()
 WHERE install.value = 'off' OR excluded.value = 'off'
 """
 
+
+# Purpose: one sweep of the whole table for all workers; who changes the row does it.
+_CLAIM_SWEEP = """
+INSERT INTO install AS i (name, value) VALUES ($1, 'begun')
+ON CONFLICT (name) DO UPDATE SET set_at = now()
+WHERE i.set_at <= now() - $2::float8 * interval '1 second'
+RETURNING 1
+"""
 
 # Purpose: orders stored under ids that clients brought.
 _STORED = """
@@ -212,8 +221,10 @@ class PostgresIntake:
         value = str(int(time.time()) + 1) if is_kept else "off"
         await self._pool.execute(_NOTE_KEYS, KEYS_SINCE, value)
 
-    async def sweep(self, keep_seconds: float) -> int:
+    async def sweep(self, keep_seconds: float, pause_seconds: float = 0.0) -> int:
         """See Intake."""
+        if await self._pool.fetchval(_CLAIM_SWEEP, KEYS_SWEPT, pause_seconds) is None:
+            return 0
         swept = await sweep_keys(self._pool, int((time.time() - keep_seconds) * 1000))
         await self._pool.execute(_ADD_UP)
         return swept

@@ -108,6 +108,6 @@ class Intake(Protocol):
     async def note_keys(self, is_kept: bool) -> None:
         """Say whether the workers of this installation note keys, for `keys_since`."""
 
-    async def sweep(self, keep_seconds: float) -> int:
-        """Forget keys older than that, add up what was accepted; how many keys. One process at a time does
-        it: the others return 0."""
+    async def sweep(self, keep_seconds: float, pause_seconds: float = 0.0) -> int:
+        """Forget keys older than that, add up what was accepted; how many keys. Does nothing where any process
+        began to within `pause_seconds`."""

@@ -101,6 +101,7 @@ class MemoryDatabase:
     intake_accepted: int = 0
     order_keys: dict[bytes, KeyHolder] = field(default_factory=dict)
     """Idempotency-Keys of what is stored or waits in the intake."""
+    keys_swept_at: float = float("-inf")
     partitions: dict[int, PartitionState] = field(default_factory=dict)
     detached: dict[int, PartitionState] = field(default_factory=dict)
     retired_to_ms: int = 0

@@ -128,8 +128,11 @@ class MemoryIntake:
         elif self._keys_since is None:
             self._keys_since = self._now()
 
-    async def sweep(self, keep_seconds: float) -> int:
+    async def sweep(self, keep_seconds: float, pause_seconds: float = 0.0) -> int:
         """See Intake."""
+        if self._database.keys_swept_at > self._now() - pause_seconds:
+            return 0
+        self._database.keys_swept_at = self._now()
         before_ms = (self._now() - keep_seconds) * 1000
         keys = self._database.order_keys
         gone = [name for name, held in keys.items() if id_time_ms(held.batch_id) < before_ms]

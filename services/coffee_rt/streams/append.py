@@ -25,6 +25,9 @@ from coffee_rt.streams.shards import LogKeys, check_shards
 OOM_RETRY_SECONDS = 5.0
 _KEEPS_LINK = frozenset({"OOM", "TRYAGAIN", "NOSCRIPT", "ASK"})
 _NOT_EXECUTED = frozenset({"TRYAGAIN", "MOVED", "ASK"})
+_REFUSED = frozenset({"LOADING", "READONLY"})
+"""Nothing happened either, but sending it again at once would be answered the same: a server that reads its
+file, or a replica."""
 _ASKING = pack(b"ASKING")
 
 
@@ -180,10 +183,18 @@ class RedisTarget:
         wait = ["WAITAOF", 1] if limits.is_disk_awaited else ["WAIT"]
         waited = link.send(pack(*wait, limits.replicas_min, wait_ms))
         seconds_max = limits.reply_seconds_max + limits.replicas_wait_seconds_max
+        failure: Retryable | None = None
         try:
             reply = await link.wait(answer, seconds_max)
-        finally:
+        except Retryable as error:
+            failure = error
+        try:
             replicas = await link.wait(waited, seconds_max)
+        except Retryable as error:
+            # The script was executed before WAIT, whatever that is answered: not the code of a refusal.
+            failure = failure or Retryable(f"the replicas were not asked: {error}")
+        if failure is not None:
+            raise failure
         is_synced = True
         if limits.is_disk_awaited:
             is_synced, replicas = bool(replicas[0]), replicas[1]
@@ -200,7 +211,7 @@ class RedisTarget:
             link.close(error.code)
         if error.code == "OOM":
             return Overload("log-full", "the order log is full", OOM_RETRY_SECONDS)
-        if error.code in _NOT_EXECUTED:
+        if error.code in _NOT_EXECUTED or error.code in _REFUSED:
             return NotExecuted(str(error))
         return Retryable(str(error))
 

@@ -23,6 +23,10 @@ from coffee_rt.streams.contract import STORE_GROUP, LogKeeper
 from coffee_rt.worker import metrics
 
 HOUR_SECONDS = 3600.0
+SWEEP_PAUSE_SECONDS = 3000.0
+"""Between two sweeps of the keys, whoever does them: each reads the whole table."""
+INTAKE_MARGIN_MS = 120_000
+"""The audit looks for lost entries by the time in their ids, a minute to either side."""
 FIRST_HOURLY_SECONDS_MAX = 60.0
 """The hourly chores begin within it: a worker that never lives for an hour must do them too. Spread, because
 all workers of a roll-out start together."""
@@ -196,6 +200,7 @@ class Caretaker:
     async def compact(self) -> None:
         """Ledger rows of entries that left the log at least the margin ago move into the shard's sum."""
         margin_ms = int(self._limits.compact_margin_seconds * 1000)
+        oldest_ms = int(self._clock.now() * 1000)
         for shard in range(self._log_keeper.shards):
             async with self._log_breaker:
                 horizon = await self._log_keeper.horizon(shard)
@@ -204,6 +209,11 @@ class Caretaker:
             async with self._store_breaker:
                 moved = await self._store_keeper.compact_ledger(shard, (first.ms - margin_ms, 0))
             metrics.LEDGER_COMPACTED.inc(moved)
+            oldest_ms = min(oldest_ms, first.ms)
+        # Not before the shards' of the same time: an order whose entry has no row looks like a lost row.
+        below_ms = max(0, oldest_ms - margin_ms - INTAKE_MARGIN_MS)
+        async with self._store_breaker:
+            await self._store_keeper.compact_ledger(INTAKE_SHARD, (below_ms, 0))
 
     async def check_intake(self) -> None:
         """What waits in the database's intake, and whether all it ever took is accounted for."""
@@ -218,13 +228,11 @@ class Caretaker:
             self._log.error("conservation of the intake is violated", records=state.imbalance)
 
     async def forget_keys(self) -> None:
-        """Idempotency-Keys past their window, and ledger rows of the intake: nobody reads those again."""
+        """Idempotency-Keys past their window."""
         if self._intake is None:
             return
-        below_ms = int((self._clock.now() - self._limits.compact_margin_seconds) * 1000)
         async with self._store_breaker:
-            await self._intake.sweep(self._limits.keys_keep_seconds)
-            await self._store_keeper.compact_ledger(INTAKE_SHARD, (below_ms, 0))
+            await self._intake.sweep(self._limits.keys_keep_seconds, SWEEP_PAUSE_SECONDS)
 
     async def check_groups(self) -> None:
         async with self._log_breaker:
