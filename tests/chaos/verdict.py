@@ -106,7 +106,10 @@ def _faults_of(story: Story, rows: Sequence[Row], facts: Facts, expected: Expect
         faults.append(f"{name}: answered {denied[0]}, which no client should see")
     if story.is_accepted and story.is_refused:
         faults.append(f"{name}: accepted and refused")
-    if len(story.ids) > 1 and not expected.is_loss_allowed:
+    # The log and the database's intake don't see each other's keys: an order of an outage may be answered
+    # under an id of each, and a worker notes that both mean one order.
+    orders = {facts.aliases.get(told, told) for told in story.ids}
+    if len(orders) > 1 and not expected.is_loss_allowed:
         faults.append(f"{name}: answered with {len(story.ids)} different ids")
     if rows and sent.is_bad:
         faults.append(f"{name}: refused, and stored")
@@ -118,9 +121,11 @@ def _faults_of(story: Story, rows: Sequence[Row], facts: Facts, expected: Expect
         if values != wanted:
             faults.append(f"{name}: stored as {values}, sent as {wanted}")
     if len(rows) == 1 and story.is_accepted and not expected.is_loss_allowed:
-        told = story.ids[0]
-        if facts.aliases.get(told, told) != rows[0].order_id:
-            faults.append(f"{name}: told {told}, stored as {rows[0].order_id}")
+        faults += [
+            f"{name}: told {told}, stored as {rows[0].order_id}"
+            for told in story.ids
+            if facts.aliases.get(told, told) != rows[0].order_id
+        ]
     return faults
 
 
