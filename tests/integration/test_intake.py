@@ -80,13 +80,13 @@ class Outage:
             return await api.post(ORDERS, sent)
         return await api.post(ORDERS, sent, idempotency_key=key)
 
-    async def start_worker(self, **changes: Any) -> None:
-        """Drained when the test ends."""
+    async def start_worker(self, url: str = "", **changes: Any) -> None:
+        """Drained when the test ends. `url`: of another Redis."""
         settings = WorkerSettings(
             http_port=0,
             namespace=self._namespace,
             instance=f"w{next(self._workers)}",
-            redis=RedisSettings(url=self._valkey_url),
+            redis=RedisSettings(url=url or self._valkey_url),
             database=self.database,
             care_seconds=0.2,
             read_wait_seconds=0.1,
@@ -147,6 +147,20 @@ async def test_an_order_is_taken_found_and_stored_though_redis_is_away(outage: O
     assert found.state == "stored"
     assert await outage.orders() == 1
     assert await PostgresOrderReader(outage.pool).is_entry_stored(position.shard, position.batch_id)
+
+
+async def test_a_worker_that_starts_while_redis_is_away_stores_what_waits(outage: Outage) -> None:
+    assert (await outage.post("cut", "till-1")).status == 202
+    await outage.start_worker(NOWHERE)
+
+    async def is_empty() -> bool:
+        return not (await outage.intake.state()).records
+
+    await until(is_empty, LIMIT_SECONDS)
+    assert await outage.orders() == 1
+    assert (await outage.post("cut")).status == 202
+    await until(is_empty, LIMIT_SECONDS)
+    assert await outage.orders() == 2
 
 
 async def test_a_process_cut_off_from_redis_is_ready_and_says_what_is_degraded(

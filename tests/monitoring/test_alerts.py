@@ -29,6 +29,7 @@ ALERTS = {
     "ConservationViolated",
     "DeadLetters",
     "EntriesVanished",
+    "IntakeWaiting",
     "NotFresh",
     "OrdersRefused",
     "PartitionsShort",
@@ -146,6 +147,18 @@ def test_an_old_backlog_of_the_workers_fires(tmp_path: Path) -> None:
     test.given(metric, "0 40 45 2x40", group="workers", shard=1)
     test.given(metric, "900x60", QUIET, group="slow", shard=0)
     test.fires(5).fires(7, {**WARNING, **SHOP, "shard": "0"}).run(tmp_path)
+
+
+def test_an_intake_that_is_not_drained_fires_and_one_that_is_does_not(tmp_path: Path) -> None:
+    test = AlertTest("IntakeWaiting")
+    test.given("coffee_rt_intake_oldest_seconds", "0x8 70+15x50")
+    test.given("coffee_rt_intake_oldest_seconds", "40 70 40 10x50", QUIET)
+    test.fires(1).fires(8, {**WARNING, **SHOP}).run(tmp_path)
+
+
+def test_an_imbalance_of_the_intake_fires(tmp_path: Path) -> None:
+    test = AlertTest("IntakeWaiting").given("coffee_rt_intake_imbalance_records", "0x8 3x50")
+    test.fires(1).fires(8, {**WARNING, **SHOP}).run(tmp_path)
 
 
 def test_errors_of_ours_fire_and_a_clients_own_limit_does_not(tmp_path: Path) -> None:

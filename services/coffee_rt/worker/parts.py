@@ -32,6 +32,10 @@ class WorkerLimits:
     care: CareLimits = field(default_factory=CareLimits)
 
 
+async def _nothing() -> None:
+    """No check."""
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerParts:
     """Shared by all tasks of one worker; closed by whoever made them."""
@@ -49,6 +53,7 @@ class WorkerParts:
     intake: Intake | None = None
     """What order_api took while the log was away; None: nobody asks."""
     offload: Offload = run_inline
-    check_servers: Callable[[], Awaitable[None]] | None = None
+    check_store: Callable[[], Awaitable[None]] = _nothing
+    check_log: Callable[[], Awaitable[None]] = _nothing
     """Raises Retryable while a server is away or not yet migrated, Rejected where the log was installed
     otherwise."""

@@ -110,14 +110,14 @@ class Worker:
     async def run(self) -> None:
         """Until drained. Raises Rejected where the store belongs to a log with another number of shards."""
         self._report_health("starting")
-        await self._start()
+        early = await self._start()
         beside = [
             asyncio.create_task(self._caretaker.run_often(), name="care-often"),
             asyncio.create_task(self._caretaker.run_hourly(), name="care-hourly"),
             asyncio.create_task(self._watch_health(), name="health"),
             asyncio.create_task(self._unknown.review(), name="unknown"),
         ]
-        lanes = [asyncio.create_task(work, name=name) for name, work in self._lanes()]
+        lanes = [asyncio.create_task(work, name=name) for name, work in self._lanes()] + early
         drain = asyncio.create_task(self._limit_drain(lanes), name="drain-limit")
         try:
             await _run_until_done(lanes, [*beside, drain])
@@ -129,15 +129,36 @@ class Worker:
         """Sleep, but not through the beginning of a drain."""
         await wait_at_most(self._parts.clock, self._drain, seconds)
 
-    async def _start(self) -> None:
-        """Prepare store and log, as long as it takes; not ready meanwhile."""
+    async def _start(self) -> list[asyncio.Task[None]]:
+        """Prepare store and log, as long as it takes; not ready meanwhile. The lanes that need no log run as
+        soon as the store is there: what waits in the intake waits because the log is away."""
+        early: list[asyncio.Task[None]] = []
+        try:
+            await self._prepare(early)
+        except BaseException:
+            await _cancel(early)
+            raise
+        return early or self._begin_storing()
+
+    def _begin_storing(self) -> list[asyncio.Task[None]]:
+        works = {"intake": self._drain_intake(), "announce": self._announce()}
+        return [asyncio.create_task(work, name=name) for name, work in works.items()]
+
+    async def _prepare(self, early: list[asyncio.Task[None]]) -> None:
         failures = 0
         while not self.is_draining:
+            for task in early:
+                if task.done():
+                    task.result()
             try:
-                if self._parts.check_servers is not None:
-                    await self._parts.check_servers()
+                if not early:
+                    await self._parts.check_store()
+                    await self._caretaker.ensure_partitions()
+                    await self._parts.writer.refresh_catalogue()
+                    early += self._begin_storing()
+                # The log first: a store that belongs to no log yet is bound to the one that is checked.
+                await self._parts.check_log()
                 await self._caretaker.prepare_store()
-                await self._parts.writer.refresh_catalogue()
                 await self._caretaker.prepare_log()
                 return
             except Retryable as error:
@@ -153,8 +174,6 @@ class Worker:
             ("prepare", self._prepare_batches()),
             ("store", self._store_batches()),
             ("store-apart", self._store_apart()),
-            ("intake", self._drain_intake()),
-            ("announce", self._announce()),
         ]
 
     def _make_drain(self, intake: Intake) -> IntakeDrain:

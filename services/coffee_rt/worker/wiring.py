@@ -95,13 +95,12 @@ async def build_worker(settings: WorkerSettings, lifecycle: Lifecycle) -> AsyncI
 
     intake = PostgresIntake(pool)
 
-    async def check_servers() -> None:
+    async def check_store() -> None:
         async with pool.connection() as connection:
             missing = await pending_migrations(connection)
         if missing:
             raise Retryable(f"the database lacks {', '.join(missing)}: run coffee-rt migrate")
         await intake.note_keys(settings.keys_noted)
-        await log_keeper.start()
 
     parts = WorkerParts(
         reader=log.reader(STORE_GROUP, settings.instance),
@@ -118,7 +117,8 @@ async def build_worker(settings: WorkerSettings, lifecycle: Lifecycle) -> AsyncI
         log=lifecycle.log,
         intake=intake,
         offload=run_in_thread,
-        check_servers=check_servers,
+        check_store=check_store,
+        check_log=log_keeper.start,
     )
     try:
         yield Worker(parts, limits_of(settings))
