@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -57,6 +58,21 @@ class Platform:
             body = await response.json(content_type=None)
             assert response.status == status, body
             return body, response.headers
+
+    async def send(
+        self, method: str, path: str, body: Any = None, status: int = 200, **headers: str
+    ) -> dict[str, Any]:
+        """A request with a JSON body (None: without any); bytes are sent as they are."""
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        if body is not None:
+            sent.setdefault("Content-Type", "application/json")
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        async with self.session.request(
+            method, self.address + path, data=data, headers=sent
+        ) as response:
+            answer: dict[str, Any] = await response.json(content_type=None)
+            assert response.status == status, answer
+            return answer
 
     async def store(self, orders: Sequence[Order], dead: Sequence[DeadRecord] = ()) -> bytes:
         """Commit orders as one entry; its batch id."""

@@ -43,6 +43,13 @@ READS = {
     "/api/dashboard": "read",
     "/api/v1/dead-letters": "admin",
 }
+LETTER_ACTIONS = [
+    ("GET", "/api/v1/dead-letters/1", 404),
+    ("PUT", "/api/v1/dead-letters/1", 404),
+    ("POST", "/api/v1/dead-letters/1/redrive", 404),
+    ("POST", "/api/v1/dead-letters/redrive", 422),
+]
+"""Method, path, and what a key of the right scope gets where there are no letters."""
 
 
 async def add_key(url: str, *scopes: str, tenant: int = 0, is_revoked: bool = False) -> MintedKey:
@@ -96,6 +103,14 @@ async def test_each_route_takes_only_keys_of_its_scope(
             for scope in SCOPES:
                 status = 200 if scope == wanted else 403
                 await platform.get(path, status, Authorization=f"Bearer {keys[scope].text}")
+        for method, path, status in LETTER_ACTIONS:
+            await platform.send(method, path, {}, 401)
+            for token in strangers:
+                await platform.send(method, path, {}, 401, Authorization=f"Bearer {token}")
+            for scope in SCOPES:
+                wanted_status = status if scope == "admin" else 403
+                header = f"Bearer {keys[scope].text}"
+                await platform.send(method, path, {}, wanted_status, Authorization=header)
 
 
 async def test_another_tenants_order_is_not_found(

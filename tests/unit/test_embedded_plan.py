@@ -105,6 +105,8 @@ def _target(method: str, path: str) -> int:
         ("GET", "/api/v1/views/hourly/top", 20),
         ("GET", "/api/dashboard", 20),
         ("GET", "/api/v1/dead-letters", 20),
+        ("PUT", "/api/v1/dead-letters/7", 20),
+        ("POST", "/api/v1/dead-letters/7/redrive", 20),
         ("GET", "/api/v1/live", 30),
         ("GET", "/", 30),
         ("GET", "/assets/index.js", 30),

@@ -18,6 +18,7 @@ PURE = {
     "messages",
     "admission",
     "redrives",
+    "amending",
     "view_changes",
 }
 """Modules of streams, store and channels that speak to nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from coffee_rt.domain.money import format_minor
 from coffee_rt.domain.orders import Order
 from coffee_rt.domain.times import format_instant
 from coffee_rt.domain.views import ViewDefinition
+from coffee_rt.domain.wire import decode_record
+from coffee_rt.errors import Rejected
 from coffee_rt.query_api.parameters import encode_cursor, utc_text
 from coffee_rt.store.contract import DeadLetter
 from coffee_rt.store.view_contract import ViewAnswer, ViewQuery, ViewState
@@ -91,6 +94,39 @@ def dead_letter_body(letter: DeadLetter) -> dict[str, Any]:
         "raw": letter.raw.hex(),
         "created_at": format_instant(letter.created_at_us),
     }
+
+
+def whole_letter_body(letter: DeadLetter, decimals: int) -> dict[str, Any]:
+    """A dead letter with all that is known of it. Its bytes are whatever somebody wrote into the log, hence
+    base64; `order` is what they say, where they say an order, and `amended` what a redrive sends instead."""
+    body = dead_letter_body(letter)
+    del body["raw"]
+    amended = None
+    if letter.amended is not None and letter.amended_at_us is not None:
+        amended = {
+            "order": record_body(letter.amended, decimals),
+            "by": letter.amended_by,
+            "at": format_instant(letter.amended_at_us),
+        }
+    is_sent = letter.redriven_at_us is not None
+    return body | {
+        "batch_id": format_id(letter.batch_id),
+        "raw_base64": b64encode(letter.raw).decode(),
+        "order": record_body(letter.raw, decimals),
+        "amended": amended,
+        "redrive": letter.redrive,
+        "outcome": letter.outcome,
+        "redriven_at": format_instant(letter.redriven_at_us or 0) if is_sent else None,
+    }
+
+
+def record_body(record: bytes, decimals: int) -> dict[str, Any] | None:
+    """The order of a record that may break any rule; None where it can't be shown as one."""
+    try:
+        order = decode_record(record)
+        return order_body(order, decimals) if len(order.order_id) == 16 else None
+    except (Rejected, msgspec.DecodeError, ValueError, OverflowError):
+        return None
 
 
 def view_description(state: ViewState) -> dict[str, Any]:

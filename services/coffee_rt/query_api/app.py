@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 import msgspec
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
+from starlette.routing import Route as StarletteRoute
 
 from coffee_rt import __version__
-from coffee_rt.domain.keys import Access
+from coffee_rt.domain.keys import Access, Principal
 from coffee_rt.domain.problems import CONTENT_TYPE, Problem, problem_of
 from coffee_rt.errors import Bug, Overload, Rejected, Retryable
 from coffee_rt.query_api import metrics
-from coffee_rt.query_api.service import Page, QueryService
+from coffee_rt.query_api.letter_routes import letter_routes
+from coffee_rt.query_api.letters import LetterService
+from coffee_rt.query_api.routing import Page, Route, query_of
+from coffee_rt.query_api.service import QueryService
 from coffee_rt.runtime.clock import Clock
 from coffee_rt.runtime.health import Health, add_health_routes
-
-Handler = Callable[[Request, int], Awaitable[Page]]
 
 
 class HeaderMap(Protocol):
@@ -31,12 +33,16 @@ class HeaderMap(Protocol):
 class Authorizer(Protocol):
     """Who is asking."""
 
-    def tenant_of(self, headers: HeaderMap, access: Access) -> int:
+    def principal_of(self, headers: HeaderMap, access: Access) -> Principal:
         """Raises Rejected (401, 403) or Overload (503)."""
 
 
 def build_app(
-    service: QueryService, authorizer: Authorizer, health: Health, clock: Clock
+    service: QueryService,
+    letters: LetterService,
+    authorizer: Authorizer,
+    health: Health,
+    clock: Clock,
 ) -> FastAPI:
     """The application; everything it needs is given."""
     app = FastAPI(
@@ -48,74 +54,67 @@ def build_app(
     )
     add_health_routes(app, health)
     _add_problem_handlers(app)
-    for path, name, access, handler, parameters in _routes(service):
-        _add_route(app, path, name, access, handler, parameters, authorizer, clock)
+    for route in [*_routes(service), *letter_routes(letters)]:
+        _add_route(app, route, authorizer, clock)
     return app
 
 
-def _routes(service: QueryService) -> list[tuple[str, str, Access, Handler, list[str]]]:
+def _routes(service: QueryService) -> list[Route]:
     span = ["from", "to", "last", "position"]
     return [
-        ("/api/v1/views", "views", Access.READ, lambda request, tenant: service.views(), []),
-        (
+        Route("/api/v1/views", "views", Access.READ, lambda request, by: service.views(), []),
+        Route(
             "/api/v1/views/{name}",
             "view",
             Access.READ,
-            lambda request, tenant: service.view(
-                tenant, request.path_params["name"], _query(request)
+            lambda request, by: service.view(
+                by.tenant, request.path_params["name"], query_of(request)
             ),
             [*span, "group_by", "bucket", "order_by", "limit", "cursor"],
         ),
-        (
+        Route(
             "/api/v1/views/{name}/top",
             "view_top",
             Access.READ,
-            lambda request, tenant: service.top(
-                tenant, request.path_params["name"], _query(request)
+            lambda request, by: service.top(
+                by.tenant, request.path_params["name"], query_of(request)
             ),
             [*span, "by", "measure", "n"],
         ),
-        (
+        Route(
             "/api/v1/top",
             "top",
             Access.READ,
-            lambda request, tenant: service.top(tenant, None, _query(request)),
+            lambda request, by: service.top(by.tenant, None, query_of(request)),
             [*span, "by", "measure", "n"],
         ),
-        (
+        Route(
             "/api/v1/orders",
             "orders",
             Access.READ,
-            lambda request, tenant: service.recent_orders(tenant, _query(request)),
+            lambda request, by: service.recent_orders(by.tenant, query_of(request)),
             ["limit", "before", "store"],
         ),
-        (
+        Route(
             # Where order_api points a GET of /api/v1/orders that an Ingress gave to it.
             "/api/v1/orders/recent",
             "recent_orders",
             Access.READ,
-            lambda request, tenant: service.recent_orders(tenant, _query(request)),
+            lambda request, by: service.recent_orders(by.tenant, query_of(request)),
             ["limit", "before", "store"],
         ),
-        (
+        Route(
             "/api/v1/orders/{order_id}",
             "order",
             Access.READ,
-            lambda request, tenant: service.order(tenant, request.path_params["order_id"]),
+            lambda request, by: service.order(by.tenant, request.path_params["order_id"]),
             [],
         ),
-        (
-            "/api/v1/dead-letters",
-            "dead_letters",
-            Access.ADMIN,
-            lambda request, tenant: service.dead_letters(tenant, _query(request)),
-            ["limit", "before"],
-        ),
-        (
+        Route(
             "/api/dashboard",
             "dashboard",
             Access.READ,
-            lambda request, tenant: service.dashboard(tenant),
+            lambda request, by: service.dashboard(by.tenant),
             [],
         ),
     ]
@@ -129,7 +128,6 @@ DESCRIPTIONS = {
     "orders": "Newest orders first.",
     "recent_orders": "The same, under a path of its own.",
     "order": "One order, found from the moment of its 202 on.",
-    "dead_letters": "Records that could not be stored, newest first.",
     "dashboard": "The published dashboard object.",
 }
 
@@ -148,62 +146,63 @@ PARAMETERS = {
     "n": "How many; default 5.",
     "before": "`next` of the page before.",
     "store": "Only this store.",
+    "code": "Only of this reason.",
+    "since": "Only from this time of burial on: ISO 8601 with an offset, or Unix seconds.",
+    "until": "Only before this time of burial.",
 }
 
 
-def _query(request: Request) -> dict[str, list[str]]:
-    query: dict[str, list[str]] = {}
-    for name, value in request.query_params.multi_items():
-        query.setdefault(name, []).append(value)
-    return query
-
-
-def _add_route(
-    app: FastAPI,
-    path: str,
-    name: str,
-    access: Access,
-    handler: Handler,
-    parameters: list[str],
-    authorizer: Authorizer,
-    clock: Clock,
-) -> None:
+def _add_route(app: FastAPI, route: Route, authorizer: Authorizer, clock: Clock) -> None:
     async def endpoint(request: Request) -> Response:
         began = clock.monotonic()
         try:
-            tenant = authorizer.tenant_of(request.headers, access)
-            response = _json(await handler(request, tenant))
+            principal = authorizer.principal_of(request.headers, route.access)
+            response = _json(await route.handler(request, principal))
         except (Rejected, Overload, Retryable) as error:
             response = problem_response(problem_of(error))
-        metrics.REQUESTS.labels(name, f"{response.status_code // 100}xx").inc()
-        metrics.SECONDS.labels(name).observe(clock.monotonic() - began)
+        metrics.REQUESTS.labels(route.name, f"{response.status_code // 100}xx").inc()
+        metrics.SECONDS.labels(route.name).observe(clock.monotonic() - began)
         return response
 
-    shown = [
+    description = route.description or DESCRIPTIONS[route.name]
+    app.add_api_route(
+        route.path,
+        endpoint,
+        methods=[route.method],
+        name=route.name,
+        operation_id=route.name,
+        description=description,
+        openapi_extra=_document(route),
+        responses=_problems(route),
+    )
+
+
+def _document(route: Route) -> dict[str, Any]:
+    """What of a route's document the framework can't see."""
+    in_path = [
         {
-            "name": parameter,
+            "name": name,
+            "in": "path",
+            "required": True,
+            "schema": {"type": "integer", "minimum": 1} if kind else {"type": "string"},
+        }
+        for name, kind in route.path_parts
+    ]
+    in_query = [
+        {
+            "name": name,
             "in": "query",
             "required": False,
-            "description": PARAMETERS[parameter],
+            "description": PARAMETERS[name],
             "schema": {"type": "string"},
         }
-        for parameter in parameters
+        for name in route.parameters
     ]
-    in_path = [
-        {"name": part[1:-1], "in": "path", "required": True, "schema": {"type": "string"}}
-        for part in path.split("/")
-        if part.startswith("{")
-    ]
-    app.add_api_route(
-        path,
-        endpoint,
-        methods=["GET"],
-        name=name,
-        operation_id=name,
-        description=DESCRIPTIONS[name],
-        openapi_extra={"parameters": [*in_path, *shown]},
-        responses=_problems(access, is_named="{" in path),
-    )
+    document: dict[str, Any] = {"parameters": [*in_path, *in_query]}
+    if route.body is not None:
+        content = {"application/json": {"schema": dict(route.body)}}
+        document["requestBody"] = {"required": True, "content": content}
+    return document
 
 
 _PROBLEM_SCHEMA = {
@@ -219,17 +218,18 @@ _PROBLEM_SCHEMA = {
 }
 
 
-def _problems(access: Access, *, is_named: bool) -> dict[int | str, dict[str, Any]]:
+def _problems(route: Route) -> dict[int | str, dict[str, Any]]:
     """What a route answers instead, for its document."""
     texts = {
         400: "A parameter is wrong; `errors` names it.",
         401: "No API key, or not a known one.",
-        403: f"The API key lacks the scope {access.value}.",
-        422: "This is no id of an order.",
+        403: f"The API key lacks the scope {route.access.value}.",
+        422: "This is no id of an order." if route.body is None else "The body is refused.",
         503: "A server is away; see Retry-After.",
     }
-    if is_named:
+    if route.path_parts:
         texts[404] = "There is none of this name or id."
+    texts |= route.problems
     content = {CONTENT_TYPE: {"schema": _PROBLEM_SCHEMA}}
     return {status: {"description": text, "content": content} for status, text in texts.items()}
 
@@ -258,8 +258,22 @@ def _add_problem_handlers(app: FastAPI) -> None:
         if not isinstance(error, HTTPException):
             return problem_response(problem_of(Bug()))
         code = {404: "no-such-route", 405: "method-not-allowed"}.get(error.status_code, "error")
-        headers = tuple((error.headers or {}).items())
-        return problem_response(Problem(error.status_code, code, error.detail, (), headers))
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            headers["Allow"] = ", ".join(sorted(_methods_of(request)))
+        told = tuple(headers.items())
+        return problem_response(Problem(error.status_code, code, error.detail, (), told))
 
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(Exception, on_http_error)
+
+
+def _methods_of(request: Request) -> set[str]:
+    """What a path takes, of all its routes: the framework names the first one's only."""
+    routes = [route for route in request.app.routes if isinstance(route, StarletteRoute)]
+    return {
+        method
+        for route in routes
+        if route.matches(request.scope)[0] is not Match.NONE
+        for method in route.methods or ()
+    }

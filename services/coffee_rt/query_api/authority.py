@@ -1,17 +1,17 @@
-"""Who may read."""
+"""Who may read, and look after dead letters."""
 
 from __future__ import annotations
 
-from coffee_rt.domain.keys import ANYONE, Access, KeyRing, token_of
+from coffee_rt.domain.keys import ANYONE, Access, KeyRing, Principal, token_of
 from coffee_rt.query_api.app import HeaderMap
 from coffee_rt.runtime.clock import Clock
 
 
 class OpenAuthority:
-    """Keys are off: everybody is the default tenant."""
+    """Keys are off: everybody is the default tenant, and may do all."""
 
-    def tenant_of(self, headers: HeaderMap, access: Access) -> int:
-        return ANYONE.tenant
+    def principal_of(self, headers: HeaderMap, access: Access) -> Principal:
+        return ANYONE
 
 
 class KeyAuthority:
@@ -21,7 +21,7 @@ class KeyAuthority:
         self._ring = ring
         self._clock = clock
 
-    def tenant_of(self, headers: HeaderMap, access: Access) -> int:
+    def principal_of(self, headers: HeaderMap, access: Access) -> Principal:
         """Raises Rejected (401, 403), or Overload (503) when the keys are too old to be believed."""
         token = token_of(headers.get("authorization"), headers.get("x-api-key"))
-        return self._ring.check(token, access, self._clock.monotonic()).tenant
+        return self._ring.check(token, access, self._clock.monotonic())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from coffee_rt.domain.dashboard import (
@@ -21,6 +20,7 @@ from coffee_rt.query_api import answers, metrics, parameters
 from coffee_rt.query_api.finding import OrderFinder
 from coffee_rt.query_api.freshness import LagTracker
 from coffee_rt.query_api.positions import wait_until_stored
+from coffee_rt.query_api.routing import Page
 from coffee_rt.runtime.breaker import CircuitBreaker
 from coffee_rt.runtime.clock import Clock
 from coffee_rt.store.contract import OrderReader
@@ -37,15 +37,6 @@ ORDERS_DEFAULT = 50
 ORDERS_MAX = 500
 TOP_SPAN_DEFAULT = f"{TOP_DRINKS_DAYS}d"
 DAY_SECONDS = 86400
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """An answer's body and its freshness headers."""
-
-    body: Any
-    headers: dict[str, str] = field(default_factory=dict)
-    status: int = 200
 
 
 class QueryService:
@@ -142,22 +133,6 @@ class QueryService:
         shown = [answers.order_body(row.order, self._decimals) for row in rows]
         cursor = shown[-1]["order_id"] if len(shown) == limit else None
         return Page({"orders": shown, "next": cursor}, self._headers("primary"))
-
-    async def dead_letters(self, tenant: int, query: parameters.Parameters) -> Page:
-        """Newest dead letters first, in pages."""
-        parameters.refuse_unknown(query, {"limit", "before"})
-        before = parameters.single(query, "before")
-        if before is not None and (
-            not before.isascii() or not before.isdigit() or len(before) > 18
-        ):
-            raise Rejected("bad-parameter", "must be the id of a dead letter", "before", 400)
-        limit = parameters.parse_limit(query, ORDERS_DEFAULT, ORDERS_MAX)
-        below = None if before is None else int(before)
-        async with self._database:
-            letters = await self._orders.dead_letters(tenant, limit, below)
-        shown = [answers.dead_letter_body(letter) for letter in letters]
-        cursor = str(shown[-1]["id"]) if len(shown) == limit else None
-        return Page({"dead_letters": shown, "next": cursor}, self._headers("primary"))
 
     async def dashboard(self, tenant: int) -> Page:
         """The published dashboard object."""

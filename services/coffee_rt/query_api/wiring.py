@@ -15,14 +15,18 @@ from coffee_rt.query_api.app import Authorizer, build_app
 from coffee_rt.query_api.authority import KeyAuthority, OpenAuthority
 from coffee_rt.query_api.finding import OrderFinder
 from coffee_rt.query_api.freshness import LagTracker
+from coffee_rt.query_api.letters import LetterService
 from coffee_rt.query_api.service import QueryService
 from coffee_rt.query_api.settings import QueryApiSettings
 from coffee_rt.runtime.breaker import CircuitBreaker, backoff_seconds
 from coffee_rt.runtime.lifecycle import Lifecycle
 from coffee_rt.runtime.settings import SettingsError
+from coffee_rt.store.amending import LetterAmender
 from coffee_rt.store.intake import PostgresIntake
 from coffee_rt.store.key_refresh import KeyRefresher
 from coffee_rt.store.keys import PostgresApiKeys
+from coffee_rt.store.letter_desk import PostgresLetterDesk
+from coffee_rt.store.letter_redriver import PostgresLetterRedriver
 from coffee_rt.store.pool import Pool, create_pool
 from coffee_rt.store.queries import PostgresOrderReader, replay_seconds
 from coffee_rt.store.schema_wait import lacking_schema, wait_for_schema
@@ -73,12 +77,20 @@ async def wired(settings: QueryApiSettings, lifecycle: Lifecycle) -> AsyncIterat
         position_wait_seconds=settings.position_wait_seconds_max,
         catalogue_seconds=settings.catalogue_seconds_max,
     )
+    letters = LetterService(
+        desk=PostgresLetterDesk(primary),
+        redriver=PostgresLetterRedriver(primary),
+        amender=LetterAmender(settings.currency_decimals),
+        database=database,
+        clock=clock,
+        decimals=settings.currency_decimals,
+    )
     lifecycle.spawn(lag.run(), "lag")
     lifecycle.spawn(_check_install(keeper, lifecycle), "install")
     authorizer = await _authority(settings, primary, lifecycle)
     await _ensure_ready(primary, lifecycle)
     try:
-        yield build_app(service, authorizer, lifecycle.health, clock)
+        yield build_app(service, letters, authorizer, lifecycle.health, clock)
     finally:
         await keeper.close()
         for pool in (primary, replica):

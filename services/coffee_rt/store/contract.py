@@ -127,7 +127,16 @@ class DeadLetter:
     """The newest redrive that tried it (see redrives)."""
     outcome: str | None = None
     redriven_at_us: int | None = None
-    """Since then the record is accounted for elsewhere, and readers are shown the letter no more."""
+    """Since then the record is accounted for elsewhere, and lists show the letter no more."""
+    amended: bytes | None = None
+    """A mended record, which a redrive sends in place of `raw`."""
+    amended_at_us: int | None = None
+    amended_by: str | None = None
+
+    @property
+    def record(self) -> bytes:
+        """The bytes a redrive sends."""
+        return self.raw if self.amended is None else self.amended
 
 
 RECENT_ROWS_MAX = 100_000

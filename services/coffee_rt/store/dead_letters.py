@@ -29,7 +29,7 @@ ON CONFLICT DO NOTHING
 """
 
 COLUMNS = """id, tenant, shard, entry_ms, entry_seq, batch_id, record_index, order_id,
-    code, detail, raw, created_at, redrive, outcome, redriven_at"""
+    code, detail, raw, created_at, redrive, outcome, redriven_at, amended, amended_at, amended_by"""
 
 
 async def insert_dead_letters(connection: Any, entries: Sequence[EntryPlan]) -> None:
@@ -109,6 +109,9 @@ def letter_of(row: Any) -> DeadLetter:
         redrive=row["redrive"],
         outcome=row["outcome"],
         redriven_at_us=None if row["redriven_at"] is None else to_unix_us(row["redriven_at"]),
+        amended=row["amended"],
+        amended_at_us=None if row["amended_at"] is None else to_unix_us(row["amended_at"]),
+        amended_by=row["amended_by"],
     )
 
 

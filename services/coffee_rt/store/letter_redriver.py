@@ -101,7 +101,7 @@ class PostgresLetterRedriver:
     async def count(self, selection: LetterSelection, redrive: str) -> int:
         """See LetterRedriver."""
         query = f"SELECT count(*) FROM dead_letters WHERE {_SELECTED}"
-        return int(await self._pool.fetchval(query, redrive, 0, *_arguments(selection)))
+        return int(await self._pool.fetchval(query, redrive, 0, *selection_arguments(selection)))
 
     async def results(self, redrive: str) -> dict[Outcome, int]:
         """See LetterRedriver."""
@@ -126,7 +126,7 @@ class PostgresLetterRedriver:
             f"SELECT id FROM dead_letters WHERE {_SELECTED} ORDER BY id LIMIT $8",
             redrive,
             after,
-            *_arguments(selection),
+            *selection_arguments(selection),
             min(letters_max, LETTERS_MAX),
         )
         sending = _Sending(redrive, frozenset(selection.ids), is_dry_run)
@@ -196,10 +196,12 @@ class PostgresLetterRedriver:
         """Order ids of letters that can be read, whose days may lack a partition."""
         found = []
         for row in await self._pool.fetch(
-            "SELECT raw FROM dead_letters WHERE id = ANY ($1::int8[])", ids
+            """SELECT coalesce(amended, raw) AS record FROM dead_letters
+            WHERE id = ANY ($1::int8[])""",
+            ids,
         ):
             try:
-                found.append(wire.decode_record(row["raw"]).order_id)
+                found.append(wire.decode_record(row["record"]).order_id)
             except Rejected:
                 continue
         return [order_id for order_id in found if len(order_id) == 16]
@@ -227,7 +229,8 @@ async def _mark(connection: Any, redrive: str, done: Sequence[Redriven]) -> None
     )
 
 
-def _arguments(selection: LetterSelection) -> tuple[Any, ...]:
+def selection_arguments(selection: LetterSelection) -> tuple[Any, ...]:
+    """ids, code, tenant, start, end of a statement."""
     times = (
         None if second is None else datetime.fromtimestamp(second, UTC)
         for second in (selection.start, selection.end)

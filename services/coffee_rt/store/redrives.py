@@ -7,7 +7,7 @@ dies when and however many send it. What is still bad stays a dead letter, with 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -90,6 +90,28 @@ class LetterRedriver(Protocol):
         """What a redrive did so far, from the letters themselves."""
 
 
+class LetterDesk(Protocol):
+    """Looks after dead letters. `tenant` None: of any."""
+
+    async def find(self, tenant: int | None, letter_id: int) -> DeadLetter:
+        """A letter, sent or not. Raises Rejected (404)."""
+
+    async def page(
+        self, selection: LetterSelection, limit: int, before: int | None = None
+    ) -> list[DeadLetter]:
+        """Letters that wait, newest first, below id `before`."""
+
+    async def amend(
+        self,
+        tenant: int | None,
+        letter_id: int,
+        make_order: Callable[[DeadLetter], Order],
+        by: str,
+    ) -> DeadLetter:
+        """Keep the order that `make_order` makes of the letter, and who made it. Raises Rejected: 404, 409 where
+        it was sent already, and what `make_order` raises."""
+
+
 @dataclass(slots=True)
 class RedrivePlan:
     """Letters taken in one transaction: entries to write, and those that end without the database."""
@@ -138,12 +160,17 @@ def plan_redrive(
 
 def _decode(letter: DeadLetter, now_ms: int, id_age_days_max: int) -> Order:
     """The letter's order, by the rules that a worker has for a record. Raises Rejected."""
-    order = wire.decode_record(letter.raw)
+    order = wire.decode_record(letter.record)
     check_stored_order(order)
-    age_ms = now_ms - id_time_ms(order.order_id)
-    if not -_AHEAD_MS <= age_ms <= id_age_days_max * _DAY_MS:
-        raise Rejected("order-id-time", "is older than retention or in the future", "/order_id")
+    check_id_time(order.order_id, now_ms, id_age_days_max)
     return order
+
+
+def check_id_time(order_id: bytes, now_ms: int, age_days_max: int = ID_AGE_DAYS_MAX) -> None:
+    """Raises Rejected for an id whose day is retired, or soon, or lies ahead."""
+    age_ms = now_ms - id_time_ms(order_id)
+    if not -_AHEAD_MS <= age_ms <= age_days_max * _DAY_MS:
+        raise Rejected("order-id-time", "is older than retention or in the future", "/order_id")
 
 
 def settle(plan: RedrivePlan, batch: BatchPlan, inserted: Collection[int]) -> list[Redriven]:
