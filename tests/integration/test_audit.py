@@ -291,6 +291,26 @@ async def test_orders_of_the_intake_are_in_balance_and_no_lost_entrys_name(
     assert document["intake"] == sums
 
 
+async def test_a_worker_killed_while_it_drains_the_intake_stores_all_once(
+    bed: AuditBed, tmp_path: Path
+) -> None:
+    waited = [[now_order() for _ in range(500)] for _ in range(24)]
+    for orders in waited:
+        await take_in(bed, orders)
+    first = await bed.spawn("killed", batch_records_max=500)
+
+    async def is_begun() -> bool:
+        return bool(await bed.connection.fetchval("SELECT count(*) > 0 FROM orders"))
+
+    await until(is_begun, 60)
+    first.kill()
+    await first.wait()
+    async with bed.worker(**CARE):
+        await bed.wait_stored(flat(waited))
+    assert await bed.connection.fetchval("SELECT count(*) FROM orders") == 12_000
+    assert await bed.findings(tmp_path) == []
+
+
 async def test_an_order_deleted_from_the_intake_by_hand_is_seen(
     bed: AuditBed, tmp_path: Path
 ) -> None:
