@@ -153,7 +153,7 @@ async def test_the_fanouts_floor_follows_what_its_pods_say(world: World, pod_por
     running = {"phase": "Running", "podIP": "127.0.0.1"}
     set_status(world.api, world.shop, "pods", "fanout-1", running)
     await world.eventually(lambda: world.floor("fanout") == 4)
-    await world.eventually(lambda: world.pipeline()["status"].get("sessions") == 350)
+    await world.eventually(lambda: world.pipeline().get("status", {}).get("sessions") == 350)
 
 
 async def test_of_two_operators_one_works_and_a_killed_one_is_replaced(world: World) -> None:
