@@ -186,7 +186,9 @@ async def test_it_goes_on_after_the_api_server_was_away(world: World) -> None:
     patch = {"spec": {"partitions": {"daysAhead": 3}}}
     code, answer = world.api.request("PATCH", path, patch, kind="application/merge-patch+json")
     assert code == 200, answer
-    await world.eventually(lambda: world.pipeline()["status"]["observedGeneration"] == 2)
+    await world.eventually(
+        lambda: world.pipeline().get("status", {}).get("observedGeneration") == 2
+    )
     assert operator.is_running
     assert operator.end() == 0
 
