@@ -86,5 +86,5 @@ async def json_body(request: Request, bytes_max: int) -> bytes:
         body += part
         if len(body) > bytes_max:
             detail = f"The body must be at most {bytes_max} bytes."
-            raise Rejected("body-too-large", detail, status=413)
+            raise Rejected("too-large", detail, status=413)
     return bytes(body)

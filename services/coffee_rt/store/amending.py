@@ -31,7 +31,7 @@ class LetterAmender:
         """The order of an amended letter. Raises Rejected (413, 422) with the place."""
         if len(body) > ORDER_BYTES_MAX:
             detail = f"The body must be at most {ORDER_BYTES_MAX} bytes."
-            raise Rejected("body-too-large", detail, status=413)
+            raise Rejected("too-large", detail, status=413)
         incoming = decode_order(body)
         original = readable_order(letter.raw)
         if incoming.order_id is not None:
