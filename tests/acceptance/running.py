@@ -9,9 +9,13 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
+
+import psutil
 
 START_SECONDS_MAX = 120
 
@@ -58,6 +62,19 @@ class Platform:
         pid = self.pid_of(part)
         os.kill(pid, signal.SIGKILL)
         return pid
+
+    @contextmanager
+    def frozen(self, part: str) -> Iterator[None]:
+        """SIGSTOP of one process and all its children; SIGCONT at the end."""
+        process = psutil.Process(self.pid_of(part))
+        stopped = [process, *process.children(recursive=True)]
+        for each in stopped:
+            each.suspend()
+        try:
+            yield
+        finally:
+            for each in stopped:
+                each.resume()
 
     def get(self, path: str) -> Any:
         with urlopen(f"{self.address}{path}", timeout=10) as answer:

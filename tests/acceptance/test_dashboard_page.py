@@ -173,6 +173,23 @@ def test_the_page_recovers_to_the_right_numbers_when_its_server_is_killed(
     expect(page.get_by_role("heading", level=1)).to_contain_text(store)
 
 
+def test_the_page_says_when_the_database_stands_still_and_keeps_its_numbers(
+    platform: Platform, open_page: OpenPage, store: str
+) -> None:
+    platform.post(store, "4.50")
+    page = open_page(store)
+    expect_figure(page, "revenue-today", "4.50")
+    with platform.frozen("PostgreSQL"):
+        # The socket lives: only the server's word of how old its news are tells.
+        expect(page.locator("[data-connection=stale]")).to_have_text("Stale", timeout=SEEN_MS_MAX)
+        expect(page.locator(".freshness")).to_have_attribute("data-stale", "true")
+        platform.post(store, "3.20")
+        expect_figure(page, "revenue-today", "4.50")
+    expect_live(page)
+    expect_figure(page, "revenue-today", "7.70")
+    expect(page.locator(".freshness")).to_have_attribute("data-stale", "false")
+
+
 def test_the_store_filter_narrows_every_figure_and_is_kept_in_the_address(
     platform: Platform, open_page: OpenPage, store: str
 ) -> None:

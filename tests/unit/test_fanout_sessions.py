@@ -344,6 +344,20 @@ async def test_heartbeats_never_pause(pod: Pod, clock: VirtualClock) -> None:
     assert len(browser.socket.take("heartbeat")) >= 4
 
 
+async def test_heartbeats_tell_how_old_the_news_of_the_database_are(
+    pod: Pod, clock: VirtualClock, store: TruthStore
+) -> None:
+    browser = pod.browser()
+    await clock.advance(10.0)
+    assert browser.socket.take("heartbeat")[-1]["news_ms"] < 10_000
+    store.is_away = True
+    await clock.advance(30.0)
+    assert browser.socket.take("heartbeat")[-1]["news_ms"] > 20_000
+    store.is_away = False
+    await clock.advance(10.0)
+    assert browser.socket.take("heartbeat")[-1]["news_ms"] < 10_000
+
+
 async def test_a_ping_is_answered_with_its_own_text(pod: Pod) -> None:
     browser = pod.browser()
     browser.say({"type": "ping", "at": 123})

@@ -111,7 +111,7 @@ class Hub:
         self._session_number = 0
         self._listeners: list[Callable[[], None]] = []
         self._dirty = asyncio.Event()
-        self._beacon_at = clock.monotonic()
+        self._beacon_at = self._news_at = clock.monotonic()
         self._is_poll_wanted = False
         self._is_refresh_wanted = True
         self.views = ViewChannels(
@@ -250,6 +250,7 @@ class Hub:
             if topic == "beacon":
                 self._beacon_at = self._clock.monotonic()
                 self._hear(heard_in_beacon(decode_beacon(body)))
+                self._news_at = self._beacon_at
             elif topic == "orders":
                 self.orders.apply(decode_recent_orders(body).orders)
                 self._dirty.set()
@@ -333,6 +334,7 @@ class Hub:
         else:
             metrics.reloads.labels("poll").inc()
             self._hear(heard_in_poll(epochs, lanes))
+            self._news_at = self._clock.monotonic()
         if is_silent:
             # As if a beacon had come: the next poll is a silence away, at random so pods spread.
             spread = self._uniform(0.0, 1.0)
@@ -369,7 +371,8 @@ class Hub:
             await self._clock.sleep(self.hub_limits.heartbeat_seconds)
             for channel in self.channels.values():
                 channel.beat()
-            frame = message("heartbeat", at_ms=int(self._clock.now() * 1000))
+            news_ms = int((self._clock.monotonic() - self._news_at) * 1000)
+            frame = message("heartbeat", at_ms=int(self._clock.now() * 1000), news_ms=news_ms)
             lagging = 0
             for session in list(self._sessions):
                 lagging += len(session.lagging)

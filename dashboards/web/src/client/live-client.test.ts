@@ -163,6 +163,18 @@ describe("the live client", () => {
     expect(last().subscribes()[5]?.resume).toBeUndefined();
   });
 
+  test("calls its numbers stale while the server has no news of the database", () => {
+    const { client, last } = start();
+    client.connect();
+    last().welcome();
+    last().say({ type: "heartbeat", at_ms: 2_002_000, news_ms: 9_000 });
+    expect(client.status.isStale).toBe(false);
+    last().say({ type: "heartbeat", at_ms: 2_004_000, news_ms: 11_000 });
+    expect(client.status).toMatchObject({ phase: "live", isStale: true });
+    last().say({ type: "heartbeat", at_ms: 2_006_000, news_ms: 400 });
+    expect(client.status.isStale).toBe(false);
+  });
+
   test("takes five seconds of silence for a dead connection", () => {
     const { clock, client, last, sockets } = start();
     client.connect();

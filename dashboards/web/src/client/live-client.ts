@@ -55,7 +55,12 @@ export interface Status {
   readonly retryAtMs: number | null;
   /** Why the last connection ended, for people. */
   readonly reason: string;
+  /** Live, but the server itself has not heard from the database for a while. */
+  readonly isStale: boolean;
 }
+
+/** Age of the server's newest word from the database above which numbers are called stale. */
+export const NEWS_MS_MAX = 10_000;
 
 const SILENCE_MS_MAX = 5_000;
 /** For the first answer: a proxy may have to wake a server first. */
@@ -64,7 +69,7 @@ const WELCOME_MS_MAX = 10_000;
 const nothing = (): void => undefined;
 
 export class LiveClient {
-  status: Status = { phase: "stopped", attempt: 0, retryAtMs: null, reason: "" };
+  status: Status = { phase: "stopped", attempt: 0, retryAtMs: null, reason: "", isStale: false };
   readonly #options: LiveClientOptions;
   readonly #serverClock = new ServerClock();
   readonly #subscriptions = new Set<Subscription>();
@@ -186,6 +191,7 @@ export class LiveClient {
         break;
       case "heartbeat":
         this.#serverClock.learn(message.at_ms, this.#heardAtMs);
+        this.#judgeNews(message.news_ms ?? 0);
         break;
       case "drain":
         this.#drainMs = message.retry_after_ms;
@@ -203,8 +209,13 @@ export class LiveClient {
     this.#serverClock.learn(serverMs, this.#heardAtMs);
     this.#silenceMsMax = Math.max(SILENCE_MS_MAX, heartbeatSeconds * 2_500);
     this.#watchSilence();
-    this.#setStatus({ phase: "live", attempt: 0, reason: "" });
+    this.#setStatus({ phase: "live", attempt: 0, reason: "", isStale: false });
     for (const subscription of this.#subscriptions) this.#begin(subscription);
+  }
+
+  #judgeNews(newsMs: number): void {
+    const isStale = newsMs > NEWS_MS_MAX;
+    if (isStale !== this.status.isStale) this.#setStatus({ isStale });
   }
 
   #deliver(id: number, message: ServerMessage): void {

@@ -93,7 +93,7 @@ export type ServerMessage =
       readonly heartbeat_seconds: number;
       readonly server_ms: number;
     }
-  | { readonly type: "heartbeat"; readonly at_ms: number }
+  | { readonly type: "heartbeat"; readonly at_ms: number; readonly news_ms?: number }
   | { readonly type: "drain"; readonly retry_after_ms: number }
   | {
       readonly type: "error";

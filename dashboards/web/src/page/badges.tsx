@@ -21,7 +21,7 @@ export function useNow(): number {
 export function connectionText(status: Status, nowMs: number): string {
   switch (status.phase) {
     case "live":
-      return "Live";
+      return status.isStale ? "Stale" : "Live";
     case "connecting":
       return status.attempt === 0 ? "Connecting" : "Reconnecting";
     case "waiting": {
@@ -44,10 +44,14 @@ interface BadgesProps {
 
 export function Badges({ client, status, isPaused, newestAtMs }: BadgesProps) {
   const now = useNow();
+  const isFresh = status.phase === "live" && !status.isStale;
   const ageMs = client.serverNow() - newestAtMs;
   return (
     <div class="badges">
-      <span class="badge" data-connection={status.phase}>
+      <span
+        class="badge"
+        data-connection={status.phase === "live" && status.isStale ? "stale" : status.phase}
+      >
         <span class="dot" aria-hidden="true" />
         {connectionText(status, now)}
       </span>
@@ -56,12 +60,12 @@ export function Badges({ client, status, isPaused, newestAtMs }: BadgesProps) {
           Display paused
         </span>
       )}
-      <span class="badge freshness" data-stale={status.phase !== "live"}>
+      <span class="badge freshness" data-stale={!isFresh}>
         {newestAtMs === 0 ? (
           "No order shown"
         ) : (
           <>
-            {status.phase === "live" ? "Newest order" : "Stale: newest order"}{" "}
+            {isFresh ? "Newest order" : "Stale: newest order"}{" "}
             <data value={String(Math.max(0, Math.round(ageMs)))} data-figure="age-ms">
               {formatAge(ageMs)}
             </data>{" "}
