@@ -191,6 +191,16 @@ def _safe(board: Dashboard) -> None:
         ),
         lines(
             Look(
+                "Intake",
+                "Records waiting in the database's intake, and taken there in five minutes because Redis was away.",
+                "0; what waits is gone seconds after a worker can commit.",
+                alert="IntakeWaiting",
+            ),
+            Query("max(coffee_rt_intake_waiting_records{})", "waiting"),
+            Query("sum(increase(coffee_rt_intake_accepted_records_total{}[5m]))", "taken"),
+        ),
+        lines(
+            Look(
                 "Groups in the way of the trim",
                 "Consumer groups that nobody registered: nothing they have not read is removed from the log.",
                 "0.",
