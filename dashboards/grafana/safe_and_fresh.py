@@ -201,6 +201,28 @@ def _safe(board: Dashboard) -> None:
         ),
         lines(
             Look(
+                "Intake: oldest",
+                "Age of the oldest batch in the database's intake.",
+                "0; some seconds while Redis is away.",
+                unit="s",
+                alert="IntakeWaiting",
+            ),
+            Query("max(coffee_rt_intake_oldest_seconds{})", "oldest"),
+        ),
+        lines(
+            Look(
+                "Intake: refused",
+                "Records that neither the log nor the intake took, by reason, in five minutes.",
+                "0. 'away': both stores are.",
+                alert="OrdersRefused",
+            ),
+            Query(
+                "sum by (reason) (increase(coffee_rt_intake_refused_records_total{}[5m]))",
+                "{{reason}}",
+            ),
+        ),
+        lines(
+            Look(
                 "Groups in the way of the trim",
                 "Consumer groups that nobody registered: nothing they have not read is removed from the log.",
                 "0.",
