@@ -46,6 +46,9 @@ def _build(_: argparse.Namespace) -> None:
 def _up(options: argparse.Namespace) -> None:
     with step("up"), only_one("cluster"):
         ensure_packages()
+        if remains.is_dead():
+            say("A cluster was here whose processes all ended without `down`: it is removed first.")
+            remains.remove_all()
         ensure_cluster(NODES[: options.nodes], build())
     say(f"export KUBECONFIG={ADMIN_KUBECONFIG}")
     say(f"Ingress and Gateway answer at http://{NODES[0].address}/ (by the Host of the request).")

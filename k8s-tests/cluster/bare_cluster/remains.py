@@ -7,6 +7,16 @@ from bare_cluster.places import CONTROL, DATA, NODES, RUN
 from bare_cluster.steps import ClusterProblem, run, step
 
 
+def is_dead() -> bool:
+    """Whether files of a cluster are here but none of its processes: the machine was switched off, or all were killed.
+
+    Its nodes can't be woken: their kubelets would take containers that containerd remembers for running ones.
+    """
+    if not (RUN.exists() or DATA.exists()):
+        return False
+    return not any(cgroups.processes_of(machine) for machine in (CONTROL, *NODES))
+
+
 def remove_all() -> None:
     """Works on half a cluster too, and on none. Raises when something stays."""
     machines = (*NODES, CONTROL)
