@@ -95,6 +95,8 @@ class FaultProxy:
         """Connections ever taken: a storm of reconnects shows here."""
         self.bytes_passed = 0
         self._upstream = upstream
+        self._chance = random.Random(name)
+        """Of the jitter: each link's own, the same in every run."""
         self._held: socket.socket | None = None
         self._server: asyncio.Server | None = None
         self._ways = {way: Way() for way in Direction.BOTH.ways}
@@ -250,7 +252,7 @@ class FaultProxy:
                     data = await reader.read(CHUNK_BYTES)
                 except OSError as error:
                     data = error
-                delay = way.latency_seconds + random.random() * way.jitter_seconds
+                delay = way.latency_seconds + self._chance.random() * way.jitter_seconds
                 await queue.put((loop.time() + delay, data))
 
         reading = asyncio.create_task(read())

@@ -58,6 +58,8 @@ class Recorder:
         self.ending = asyncio.Event()
         self.skipped = 0
         self._chance = random.Random(job.seed)
+        self._later_chance = random.Random(job.seed + 1)
+        """Of what follows answers, whose order differs from run to run: what is sent first must not."""
         self._numbers = itertools.count(1)
         self._notes = Path(job.notes).open("ab")  # noqa: SIM115 - for the life of the process
         self._encoder = msgspec.json.Encoder()
@@ -83,7 +85,9 @@ class Recorder:
             if self._under_way:
                 await asyncio.wait(self._under_way)
             await asyncio.gather(*(self._settle(request) for request in self._later))
-            sample = self._chance.sample(self._accepted, min(AGAIN_AT_END, len(self._accepted)))
+            sample = self._later_chance.sample(
+                self._accepted, min(AGAIN_AT_END, len(self._accepted))
+            )
             await asyncio.gather(*(self._settle(request) for request in sample))
         finally:
             telling.cancel()
@@ -148,7 +152,7 @@ class Recorder:
         """Send it once, then what its fate says."""
         if await self._try(request):
             self._accepted.append(request)
-            if self._chance.random() < self.job.load.again_share:
+            if self._later_chance.random() < self.job.load.again_share:
                 await self._try(request)
             return
         fate = request.orders[0].fate
@@ -166,7 +170,7 @@ class Recorder:
                 until = until or time.monotonic() + SETTLE_SECONDS_MAX
                 if time.monotonic() > until:
                     return
-            await asyncio.sleep(pause * (0.5 + self._chance.random()))
+            await asyncio.sleep(pause * (0.5 + self._later_chance.random()))
             pause = min(2 * pause, PAUSE_SECONDS_MAX)
 
     async def _try(self, request: Request) -> bool:

@@ -105,7 +105,12 @@ async def run_scenarios(chosen: list[Scenario], options: argparse.Namespace) -> 
     took = time.monotonic() - began
     if failed:
         say(f"{len(failed)} of {len(verdicts)} broke: {', '.join(failed)} ({took:.0f} s).")
-        say(f"Logs and notes: {folder}. Again: scripts/chaos run {' '.join(failed)}")
+        again = (
+            f"random --minutes {options.minutes:g}"
+            if options.command == "random"
+            else f"run {' '.join(failed)}"
+        )
+        say(f"Logs and notes: {folder}. Again: scripts/chaos {again} --seed {options.seed}")
         return 1
     say(f"All {len(verdicts)} kept what was promised ({took:.0f} s).")
     return 0

@@ -6,7 +6,6 @@ The proxies make them, so no rule of the machine's own network is touched.
 from __future__ import annotations
 
 import asyncio
-import random
 
 from tests.chaos.platform import process_of
 from tests.chaos.proxy import Direction, FaultProxy
@@ -60,7 +59,7 @@ async def narrow_network(world: World) -> None:
 )
 async def resets_everywhere(world: World) -> None:
     proxies = list(world.platform.links.values())
-    await repeat(FAULT_SECONDS, 0.2, lambda: random.choice(proxies).reset())
+    await repeat(FAULT_SECONDS, 0.2, lambda: world.chance.choice(proxies).reset())
 
 
 @scenario(
@@ -72,9 +71,9 @@ async def half_open_everywhere(world: World) -> None:
     await asyncio.sleep(FAULT_SECONDS)
 
 
-def cut_randomly(proxies: list[FaultProxy], direction: Direction) -> None:
+def cut_randomly(world: World, proxies: list[FaultProxy], direction: Direction) -> None:
     for proxy in proxies:
-        proxy.cut_after(random.randrange(1, 20_000), direction)
+        proxy.cut_after(world.chance.randrange(1, 20_000), direction)
 
 
 @scenario(
@@ -82,7 +81,7 @@ def cut_randomly(proxies: list[FaultProxy], direction: Direction) -> None:
 )
 async def order_api_redis_cut(world: World) -> None:
     proxies = links(world, "order-api", "valkey")
-    await repeat(FAULT_SECONDS, 0.3, lambda: cut_randomly(proxies, Direction.TO_SERVER))
+    await repeat(FAULT_SECONDS, 0.3, lambda: cut_randomly(world, proxies, Direction.TO_SERVER))
 
 
 @scenario(
@@ -91,13 +90,13 @@ async def order_api_redis_cut(world: World) -> None:
 )
 async def worker_postgres_cut(world: World) -> None:
     proxies = links(world, "worker", "postgres")
-    await repeat(FAULT_SECONDS, 0.3, lambda: cut_randomly(proxies, Direction.TO_SERVER))
+    await repeat(FAULT_SECONDS, 0.3, lambda: cut_randomly(world, proxies, Direction.TO_SERVER))
 
 
 @scenario("redis-replies-cut", fault="answers of Redis to every part reset after some bytes")
 async def redis_replies_cut(world: World) -> None:
     proxies = world.platform.links_of("valkey")
-    await repeat(FAULT_SECONDS, 0.3, lambda: cut_randomly(proxies, Direction.TO_CLIENT))
+    await repeat(FAULT_SECONDS, 0.3, lambda: cut_randomly(world, proxies, Direction.TO_CLIENT))
 
 
 async def lose_replies(world: World, process: str, server: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from urllib.parse import urlsplit
@@ -61,7 +60,7 @@ async def reconnect_storm(world: World) -> None:
             )
             sockets = [socket for socket in opened if isinstance(socket, ClientConnection)]
             assert len(sockets) >= SOCKETS * 0.9, f"only {len(sockets)} sessions were served"
-            for socket in random.sample(sockets, 10):
+            for socket in world.chance.sample(sockets, 10):
                 await hear(socket, "snapshot")
             for socket in sockets:
                 socket.transport.abort()

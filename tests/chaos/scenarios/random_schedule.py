@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
 from typing import Any
 
 from tests.chaos.platform import SERVERS, Shape
@@ -24,41 +26,65 @@ LINK_FAULTS: dict[str, Callable[[FaultProxy], Any]] = {
 }
 
 
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is done to a part, or to a link (`a>b`)."""
+
+    what: str
+    name: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Round:
+    """Faults at once, how long they last, and the quiet after they are healed."""
+
+    faults: tuple[Fault, ...]
+    lasts_seconds: float
+    pause_seconds: float
+
+
+def rounds(
+    chance: Random, links: Collection[tuple[str, str]], parts: Collection[str]
+) -> Iterator[Round]:
+    """Without end, from the seed alone, whatever happens meanwhile: one to three faults at once."""
+    while True:
+        faults = tuple(
+            _draw(chance, sorted(links), sorted(parts)) for _ in range(chance.choice((1, 1, 2, 3)))
+        )
+        yield Round(faults, chance.uniform(0.5, 4), chance.uniform(0.2, 2))
+
+
+def _draw(chance: Random, links: Sequence[tuple[str, str]], parts: Sequence[str]) -> Fault:
+    what = chance.choice(("kill -9", "kill -9", "pause", "end", "link", "link", "link"))
+    if what == "link":
+        return Fault(what, ">".join(chance.choice(links)), chance.choice(sorted(LINK_FAULTS)))
+    return Fault(what, chance.choice(parts if what == "end" else sorted((*parts, *SERVERS))))
+
+
 async def hurt_at_random(world: World, seconds: float) -> None:
-    """Faults for so long: one to three at once, each healed before the next."""
+    """Rounds for so long: the faults of each are healed before the next."""
     until = time.monotonic() + seconds
     number = 0
-    while time.monotonic() < until:
-        faults = [_draw(world) for _ in range(world.chance.choice((1, 1, 2, 3)))]
-        lasts = world.chance.uniform(0.5, 4)
-        pause = world.chance.uniform(0.2, 2)
+    for each in rounds(world.chance, world.platform.links, world.platform.parts):
+        if time.monotonic() >= until:
+            break
         async with world.fault():
-            for what, name, detail in faults:
+            for fault in each.faults:
                 number += 1
-                world.say(f"{number:4} {what} {name} {detail}".rstrip())
-                await _do(world, what, name, detail)
-            await world.sleep(lasts)
+                world.say(f"{number:4} {fault.what} {fault.name} {fault.detail}".rstrip())
+                await _do(world, fault)
+            await world.sleep(each.lasts_seconds)
             await world.platform.heal()
-        await world.sleep(pause)
+        await world.sleep(each.pause_seconds)
     world.figure("faults", number)
 
 
-def _draw(world: World) -> tuple[str, str, str]:
-    """(what, part or link, which fault of a link): from the seed alone, whatever happens meanwhile."""
-    chance = world.chance
-    what = chance.choice(("kill -9", "kill -9", "pause", "end", "link", "link", "link"))
-    if what == "link":
-        ends = chance.choice(sorted(world.platform.links))
-        return what, ">".join(ends), chance.choice(sorted(LINK_FAULTS))
-    names = sorted(world.platform.parts) if what == "end" else sorted(world.platform.names)
-    return what, chance.choice(names), ""
-
-
-async def _do(world: World, what: str, name: str, detail: str) -> None:
-    platform = world.platform
+async def _do(world: World, fault: Fault) -> None:
+    platform, what, name = world.platform, fault.what, fault.name
     if what == "link":
         part, _, server = name.partition(">")
-        LINK_FAULTS[detail](platform.link(part, server))
+        LINK_FAULTS[fault.detail](platform.link(part, server))
         return
     running = (
         platform.servers[name].is_running if name in SERVERS else platform.parts[name].is_running
