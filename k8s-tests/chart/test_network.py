@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from rendering import PROCESSES, Chart, Object, Rendered, component_of, selects
+from rendering import PROCESSES, Chart, Object, Rendered, component_of, name_of, selects
 
 PORTS = {"http": 8000, "websocket": 8001}
 STORES = {"valkey": 6379, "postgresql": 5432}
@@ -27,9 +27,9 @@ class Network:
         self.policies = rendered.of("NetworkPolicy")
 
     def allows(self, source: str, target: str, port: int) -> bool:
-        return self._is_sent(source, target, port) and self._is_taken(source, target, port)
+        return self.is_sent(source, target, port) and self._is_taken(source, target, port)
 
-    def _is_sent(self, source: str, target: str, port: int) -> bool:
+    def is_sent(self, source: str, target: str, port: int) -> bool:
         if source == OUTSIDE:
             return True
         rules = self._rules(source, "egress")
@@ -157,6 +157,32 @@ def test_external_stores_are_reached_at_their_addresses_only(chart: Chart) -> No
     assert network.allows("worker", OUTSIDE, 6380)
     assert not network.allows("worker", OUTSIDE, 6379)
     assert network.allows("migrate", OUTSIDE, 5432)
+
+
+@pytest.mark.parametrize("pooler", [True, False])
+def test_the_servers_of_cloudnative_pg_are_reached_by_whoever_stores(
+    chart: Chart, pooler: bool
+) -> None:
+    """Their pods are made by another operator, with labels of its own."""
+    postgresql = {"mode": "cloudnative-pg", "cloudnativePg": {"pooler": {"enabled": pooler}}}
+    rendered = chart.render({"postgresql": postgresql})
+    network = Network(rendered)
+    [cluster] = rendered.of("Cluster")
+    targets = {"server": {"cnpg.io/cluster": name_of(cluster)}}
+    targets |= {
+        name_of(each): {"cnpg.io/poolerName": name_of(each)} for each in rendered.of("Pooler")
+    }
+    assert len(targets) == 1 + pooler
+    for target, labels in targets.items():
+        network.labels[target] = labels
+        for component in (*PROCESSES.values(), "operator", "migrate"):
+            assert network.is_sent(component, target, 5432), (component, target)
+
+
+def test_order_api_reaches_an_external_database_for_its_intake(chart: Chart) -> None:
+    network = Network(chart.render({}, "external-values.yaml"))
+    assert network.allows("order-api", OUTSIDE, 6380)
+    assert network.allows("order-api", OUTSIDE, 5432)
 
 
 def test_policies_can_be_left_out(chart: Chart) -> None:
