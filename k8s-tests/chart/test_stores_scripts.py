@@ -332,6 +332,15 @@ def start_cluster(pods: ValkeyPods) -> None:
         60,
         lambda: sorted(len(replicas_of(pods, pod)) for pod in owners(pods)) == [1, 1, 1],
     )
+    # Known to the cluster is not yet in step: before that a primary takes no writes.
+    wait_until(
+        "every primary counts its replica",
+        60,
+        lambda: all(
+            "min_slaves_good_slaves:1" in pods.ask(pod, "INFO", "replication")
+            for pod in owners(pods)
+        ),
+    )
 
 
 def owners(pods: ValkeyPods) -> list[int]:

@@ -23,12 +23,12 @@ from coffee_rt.bench.results import Figure, write_json, write_markdown
 from coffee_rt.bench.sizing import measure_sizing
 from coffee_rt.bench.stack import machine
 from coffee_rt.bench.starts import measure_start
-from coffee_rt.bench.workers import measure_worker
+from coffee_rt.bench.workers import measure_keyed_worker, measure_worker
 
 EPILOG = """
-groups: posts (post_single, post_idempotent, post_limited, post_batch), worker, worker_single, fold,
-fanout_1000, fanout_5000, latency (accept_to_frame, accept_to_stored, bytes, memory), sizing
-(cores_per_1000_orders, cores_per_1000_sockets),
+groups: posts (post_single, post_idempotent, post_limited, post_batch), worker, worker_single,
+worker_keyed, fold, fanout_1000, fanout_5000, latency (accept_to_frame, accept_to_stored, bytes, memory),
+sizing (cores_per_1000_orders, cores_per_1000_sockets),
 overload (overload_single_2x ... overload_batch_10x), start (second_start).
 
 Figures are measured on servers of their own in a throw-away folder, each beside a ceiling in the same run:
@@ -70,6 +70,7 @@ def groups(size: Size, say: Progress) -> dict[str, Measurement]:
         "worker_single": one(
             lambda: measure_worker(say, orders=size.worker_single_orders, records_per_entry=1)
         ),
+        "worker_keyed": one(lambda: measure_keyed_worker(say, orders=size.worker_orders)),
         "fold": one(lambda: measure_fold(say, sizes=list(size.fold_sizes))),
         "fanout_1000": one(lambda: measure_fanout(say, sockets=1000, seconds=size.seconds)),
         "fanout_5000": one(lambda: measure_fanout(say, sockets=5000, seconds=size.seconds)),

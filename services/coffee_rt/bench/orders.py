@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from os import urandom
 from typing import Any
 
 import redis.asyncio
@@ -17,8 +18,11 @@ DRINKS = ("latte", "cappuccino", "americano", "flat white", "mocha", "tea", "esp
 PIPELINE_ENTRIES = 500
 
 
-def make_orders(count: int, now_ms: int, minter: IdMinter, shard: int = 0) -> list[Order]:
-    """Orders of one moment, spread over stores, drinks and the last ten minutes."""
+def make_orders(
+    count: int, now_ms: int, minter: IdMinter, shard: int = 0, *, is_keyed: bool = False
+) -> list[Order]:
+    """Orders of one moment, spread over stores, drinks and the last ten minutes; `is_keyed`: each came with an
+    Idempotency-Key of its own, which hashes spread as evenly as random bytes."""
     now_us = now_ms * 1000
     body_hash = hash_body(b"bench")
     return [
@@ -32,13 +36,20 @@ def make_orders(count: int, now_ms: int, minter: IdMinter, shard: int = 0) -> li
             ordered_at_us=now_us - n % 600 * 1_000_000,
             accepted_at_us=now_us,
             body_hash=body_hash,
+            key_hash=urandom(16) if is_keyed else None,
         )
         for n in range(count)
     ]
 
 
 async def fill_log(
-    url: str, keys: LogKeys, *, orders: int, records_per_entry: int, now_ms: int
+    url: str,
+    keys: LogKeys,
+    *,
+    orders: int,
+    records_per_entry: int,
+    now_ms: int,
+    is_keyed: bool = False,
 ) -> int:
     """Append entries to all shards in turn, as the append script writes them; how many orders."""
     client = redis.asyncio.Redis.from_url(url)
@@ -49,7 +60,7 @@ async def fill_log(
             for number in range(chunk):
                 shard = number % keys.shards
                 counters[shard] += records_per_entry
-                batch = make_orders(records_per_entry, now_ms, minter, shard)
+                batch = make_orders(records_per_entry, now_ms, minter, shard, is_keyed=is_keyed)
                 fields: dict[Any, Any] = {
                     b"v": WIRE_VERSION,
                     b"b": minter.mint(now_ms, shard),

@@ -39,7 +39,22 @@ async def prepare_store(url: str) -> Pool:
     return pool
 
 
-async def measure_worker(say: Progress, *, orders: int, records_per_entry: int) -> Figure:
+async def measure_keyed_worker(say: Progress, *, orders: int) -> Figure:
+    """What remembering every order's Idempotency-Key costs a worker: the ceiling is the same without keys."""
+    plain, keyed = [
+        await measure_worker(say, orders=orders, records_per_entry=30, is_keyed=is_keyed)
+        for is_keyed in (False, True)
+    ]
+    keyed.name, keyed.what = "worker_keyed", "worker, 30 records an entry, each with a key"
+    keyed.ceiling, keyed.ceiling_is = plain.value, "the same orders without keys, just before"
+    keyed.goal = ""
+    keyed.notes["worker_cpu_us_per_order_without"] = plain.notes["worker_cpu_us_per_order"]
+    return with_ratio(keyed)
+
+
+async def measure_worker(
+    say: Progress, *, orders: int, records_per_entry: int, is_keyed: bool = False
+) -> Figure:
     """Orders a second from the log into PostgreSQL, ledger and the deltas of both views included."""
     is_single = records_per_entry == 1
     with Stack() as stack:
@@ -52,6 +67,7 @@ async def measure_worker(say: Progress, *, orders: int, records_per_entry: int) 
             orders=orders,
             records_per_entry=records_per_entry,
             now_ms=int(time.time() * 1000),
+            is_keyed=is_keyed,
         )
         say("worker: draining it")
         worker = stack.process("worker", COFFEE_RT_NAMESPACE=NAMESPACE)
