@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-import asyncpg
-
 from tests.chaos.scenario import World, scenario
+from tests.chaos.scenarios.intake import intake_taken
 
 OUTAGE_SECONDS = 60.0
 
@@ -22,9 +21,7 @@ async def stop_for(world: World, servers: tuple[str, ...], seconds: float) -> No
 @scenario("redis-out-60-s", fault="Redis is stopped for a minute")
 async def redis_out(world: World) -> None:
     await stop_for(world, ("valkey",), OUTAGE_SECONDS)
-    connection = await asyncpg.connect(world.platform.database.url)
-    taken = await connection.fetchval("SELECT coalesce(sum(records), 0)::int8 FROM intake_accepted")
-    await connection.close()
+    taken = await intake_taken(world)
     world.figure("intake", taken)
     world.expect(taken > 0, "no order was taken by the database's intake")
 
