@@ -11,13 +11,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -30,6 +29,7 @@ from coffee_rt.embedded.server_process import Server, tail
 from coffee_rt.embedded.servers import EmbeddedPostgres
 from coffee_rt.runtime.settings import DatabaseSettings, environment
 from coffee_rt.store.migrations import migrate
+from tests.chaos.part import Part, port_of
 from tests.chaos.proxy import FaultProxy, hold_port
 from tests.chaos.valkey import ChaosValkey
 
@@ -86,31 +86,6 @@ def process_of(part: str) -> str:
     return name if number.isdigit() else part
 
 
-@dataclass
-class Part:
-    """One process: its port, its log, its runs."""
-
-    name: str
-    held: socket.socket
-    log: Path
-    environ: dict[str, str]
-    command: list[str]
-    process: subprocess.Popen[bytes] | None = None
-    starts: int = 0
-    unasked_ends: list[int] = field(default_factory=list)
-    """Exit codes of runs that ended without our doing."""
-    is_wanted: bool = False
-    peak_memory_bytes: int = 0
-
-    @property
-    def port(self) -> int:
-        return int(self.held.getsockname()[1])
-
-    @property
-    def is_running(self) -> bool:
-        return self.process is not None and self.process.poll() is None
-
-
 class Platform:
     """See the module. `await start()`, hurt it, `await close()`."""
 
@@ -122,7 +97,7 @@ class Platform:
         self._template = template
         folder.mkdir(parents=True, exist_ok=True)
         self._held = {server: hold_port() for server in SERVERS}
-        ports = {name: int(held.getsockname()[1]) for name, held in self._held.items()}
+        ports = {name: port_of(held) for name, held in self._held.items()}
         self.valkey = ChaosValkey(
             folder / "valkey",
             port=ports["valkey"],
@@ -144,7 +119,8 @@ class Platform:
         return (*self.parts, *SERVERS)
 
     def link(self, part: str, server: str) -> FaultProxy:
-        """The proxy between a part and a server; `link("clients", "order-api-1")` is the one in front."""
+        """The proxy between a part and a server; `link("clients", "order-api-1")` and `link("browser",
+        "fanout-1")` are those in front."""
         return self.links[part, server]
 
     def links_of(self, name: str) -> list[FaultProxy]:
@@ -154,11 +130,15 @@ class Platform:
     @property
     def addresses(self) -> list[str]:
         """Where clients post orders: one a process of order_api, each behind its proxy."""
-        return [
-            f"http://127.0.0.1:{proxy.port}"
-            for (client, _), proxy in self.links.items()
-            if client == "clients"
-        ]
+        return [f"http://127.0.0.1:{port}" for port in self._fronts("clients")]
+
+    @property
+    def live_addresses(self) -> list[str]:
+        """Where a browser watches: one a fanout, each behind its proxy."""
+        return [f"ws://127.0.0.1:{port}/ws" for port in self._fronts("browser")]
+
+    def _fronts(self, who: str) -> list[int]:
+        return [proxy.port for (client, _), proxy in self.links.items() if client == who]
 
     @property
     def database(self) -> DatabaseSettings:
@@ -196,6 +176,7 @@ class Platform:
                 signal_group(part.process, signal.SIGKILL)
                 await asyncio.to_thread(part.process.wait)
             part.held.close()
+            part.held_live.close()
         for proxy in self.links.values():
             await proxy.close()
         for name in SERVERS:
@@ -219,7 +200,7 @@ class Platform:
 
     async def _prepare(self, part: str) -> None:
         process = process_of(part)
-        held = hold_port()
+        held, held_live = hold_port(), hold_port()
         urls = {}
         for server in SERVERS:
             proxy = FaultProxy(f"{part}>{server}", self._address_of(server))
@@ -233,23 +214,28 @@ class Platform:
             "COFFEE_RT_DATABASE_URL": urls["postgres"],
             "COFFEE_RT_SHARDS": str(self.shape.shards),
             "COFFEE_RT_INSTANCE": part,
-            "COFFEE_RT_HTTP_PORT": str(held.getsockname()[1]),
+            "COFFEE_RT_HTTP_PORT": str(port_of(held)),
             "COFFEE_RT_LOG_FORMAT": "json",
-            "COFFEE_RT_FANOUT_WEBSOCKET_PORT": "0",
+            "COFFEE_RT_FANOUT_WEBSOCKET_PORT": str(port_of(held_live)),
         }
         ours = {k: v for k, v in environment().items() if not k.startswith("COFFEE_RT_")}
         self.parts[part] = Part(
             part,
             held,
+            held_live,
             self.folder / f"{part}.log",
             ours | QUICK | own | dict(self.shape.settings),
             [sys.executable, "-m", "coffee_rt", process],
         )
         if process == "order-api":
-            port = self.parts[part].port
-            front = FaultProxy(f"clients>{part}", lambda: ("127.0.0.1", port))
-            await front.start()
-            self.links["clients", part] = front
+            await self._put_in_front("clients", part, port_of(held))
+        if process == "fanout":
+            await self._put_in_front("browser", part, port_of(held_live))
+
+    async def _put_in_front(self, who: str, part: str, port: int) -> None:
+        front = FaultProxy(f"{who}>{part}", lambda: ("127.0.0.1", port))
+        await front.start()
+        self.links[who, part] = front
 
     def _address_of(self, server: str) -> Callable[[], tuple[str, int]]:
         return lambda: ("127.0.0.1", self.servers[server].port)

@@ -28,6 +28,8 @@ log, the views and the money. Waits are shorter than an installation's defaults 
   that was an error has come.
 - **answered**, **p50**, **p99**: of orders first sent while the fault lasted: accepted at the first attempt, and how
   long these took. Those that failed at first are in "resolved", not in the latencies.
+- **observer**: seconds from recovery until a browser that watched all the while over a WebSocket, through a proxy that is
+  hurt too, shows what the database held then. At the end it must show every row of both views, and no version may go back.
 - **after**: accepted at the first attempt in the seconds after recovery.
 - A *negative control* takes a protection away and must lose orders: else the harness would not see a loss.
 
@@ -65,8 +67,9 @@ def report_of(verdicts: Sequence[Verdict], seed: int) -> str:
 
 def _table(verdicts: Sequence[Verdict]) -> str:
     page = (
-        "| scenario | fault | accepted | stored | lost | double | resolved | recovery s | answered % |"
-        " p50 ms | p99 ms | after % | |\n|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|\n"
+        "| scenario | fault | accepted | stored | lost | double | resolved | recovery s | observer s |"
+        " answered % | p50 ms | p99 ms | after % | |\n"
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|\n"
     )
     for each in verdicts:
         outcome = "kept" if each.kept else "**broken**"
@@ -81,6 +84,7 @@ def _table(verdicts: Sequence[Verdict]) -> str:
             each.duplicated,
             each.resolved,
             each.recovery_seconds,
+            _shown(each.observer_seconds),
             _shown(each.answered_percent),
             _shown(each.p50_ms),
             _shown(each.p99_ms),

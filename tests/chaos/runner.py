@@ -149,7 +149,8 @@ def tell(verdict: Verdict) -> None:
     say(
         f"    {mark}: accepted {verdict.accepted}, stored {verdict.stored}, lost {verdict.lost},"
         f" double {verdict.duplicated}, unknown {verdict.unknown} of which {verdict.resolved}"
-        f" resolved; recovered in {verdict.recovery_seconds} s; {verdict.seconds} s"
+        f" resolved; recovered in {verdict.recovery_seconds} s, the browser"
+        f" {verdict.observer_seconds} s later; {verdict.seconds} s"
     )
     for problem in verdict.problems:
         say(f"      - {problem}")

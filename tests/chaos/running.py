@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tests.chaos.facts import Watch, read_facts
 from tests.chaos.notes import Job
+from tests.chaos.observer import Observer, read_goals, read_rows
 from tests.chaos.platform import Platform
 from tests.chaos.recording import Recording
 from tests.chaos.scenario import Scenario, World
@@ -28,6 +29,8 @@ WARM_UP_ORDERS = 60
 HEALTHY_SECONDS = 3.0
 """Load after recovery, for the figure of throughput."""
 CATCH_UP_SECONDS_MAX = 90.0
+OBSERVER_SECONDS_MAX = 30.0
+"""A verdict, so generous; how long it took is in the table."""
 PROBLEMS_MAX = 12
 
 
@@ -101,8 +104,10 @@ class Bench:
         world = World(platform, recording, random.Random(seed), self._say)
         world.expected = Expected(before.dead_letters, max(map(abs, before.imbalances), default=0))
         watch = Watch(platform)
+        observer = Observer(platform.live_addresses, platform.api_key)
         try:
             await recording.start()
+            await observer.start()
             await recording.wait_accepted(WARM_UP_ORDERS)
             act_began = time.monotonic()
             await scenario.act(world)
@@ -110,11 +115,15 @@ class Bench:
             await platform.heal()
             await watch.wait_caught_up(CATCH_UP_SECONDS_MAX, is_at_rest=False)
             recovered_at = time.monotonic()
-            await asyncio.sleep(HEALTHY_SECONDS)
+            observer_seconds = await _follow(platform, observer)
+            await asyncio.sleep(max(0.0, HEALTHY_SECONDS - (observer_seconds or 0.0)))
             healthy_until = time.monotonic()
             notes = await recording.end()
             await watch.wait_caught_up(CATCH_UP_SECONDS_MAX, is_at_rest=True)
+            truth = await read_rows(platform.database)
+            observed = await observer.wait_equals(truth, OBSERVER_SECONDS_MAX)
         finally:
+            await observer.close()
             await recording.abandon()
             await watch.close()
         platform.note_ends()
@@ -125,6 +134,9 @@ class Bench:
         recovery = max(recovered_at - since, last_failure(notes.attempts, since))
         verdict.recovery_seconds = round(recovery, 1)
         verdict.throughput_after_percent = throughput_percent(notes, recovered_at, healthy_until)
+        verdict.observer_seconds = observer_seconds
+        verdict.observer_connects = observer.connects
+        verdict.problems += observer.problems + observed
         verdict.figures = world.figures
         if notes.skipped:
             verdict.figures["requests_skipped_by_recorder"] = notes.skipped
@@ -139,6 +151,20 @@ class Bench:
         if not verdict.accepted:
             verdict.problems.append("nothing was accepted")
         return _shortened(verdict)
+
+
+async def _follow(platform: Platform, observer: Observer) -> float | None:
+    """Seconds until a browser shows what the database shows now; None: it did not come so far."""
+    began = time.monotonic()
+    goals = await read_goals(platform.database)
+    try:
+        await observer.wait_reaches(goals, OBSERVER_SECONDS_MAX)
+    except TimeoutError:
+        observer.problems.append(
+            f"observer: not where the database was, {OBSERVER_SECONDS_MAX:.0f} s later"
+        )
+        return None
+    return round(time.monotonic() - began, 2)
 
 
 def seed_of(seed: int, name: str) -> int:

@@ -3,7 +3,8 @@
 Checked: every accepted order is stored, once, under the id its client was told, with its own values (I1, I2); no
 refused one is (I3); an unknown one is all or nothing and a repetition resolves it to one id (I4); what "nothing was
 done" was said of is not there; every view equals a recomputation from the recorder's own notes, group by group, to
-the cent (I5, I13), and the product's audit agrees; each shard's sums balance (conservation).
+the cent (I5, I13), and the product's audit agrees; each shard's sums balance (conservation). The observer's own
+problems (I7) are added by the runner.
 """
 
 from __future__ import annotations
@@ -53,6 +54,9 @@ class Verdict(msgspec.Struct):
     """Of orders first sent while the fault lasted: accepted at the first attempt."""
     throughput_after_percent: float | None = None
     """Accepted a second after recovery, as a share of what was sent."""
+    observer_seconds: float | None = None
+    """From recovery until a browser that watched all the while shows what the database held then."""
+    observer_connects: int = 0
     seconds: float = 0.0
     peak_memory_mb: float = 0.0
     figures: dict[str, float] = msgspec.field(default_factory=dict)

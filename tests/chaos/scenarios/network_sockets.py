@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
 
-from coffee_rt.embedded.server_process import free_port
 from tests.chaos.scenario import World, scenario
 
 FAULT_SECONDS = 10.0
@@ -19,16 +17,6 @@ SOCKETS = 300
 DEAF_SOCKETS = 100
 SLOW_REQUESTS = 300
 FANOUT = "fanout-1"
-
-
-@asynccontextmanager
-async def live_port(world: World) -> AsyncIterator[int]:
-    """Give the fan-out a WebSocket port that is known."""
-    port = free_port()
-    await world.platform.kill(FANOUT)
-    await world.platform.start_part(FANOUT, {"COFFEE_RT_FANOUT_WEBSOCKET_PORT": str(port)})
-    await world.platform.wait_ready()
-    yield port
 
 
 async def open_live(world: World, port: int) -> ClientConnection:
@@ -53,36 +41,36 @@ async def hear(socket: ClientConnection, wanted: str, seconds: float = 20.0) -> 
     "reconnect-storm", fault=f"{SOCKETS} live sessions cut at once and back at once, five times"
 )
 async def reconnect_storm(world: World) -> None:
-    async with live_port(world) as port:
-        for _ in range(5):
-            opened = await asyncio.gather(
-                *(open_live(world, port) for _ in range(SOCKETS)), return_exceptions=True
-            )
-            sockets = [socket for socket in opened if isinstance(socket, ClientConnection)]
-            assert len(sockets) >= SOCKETS * 0.9, f"only {len(sockets)} sessions were served"
-            for socket in world.chance.sample(sockets, 10):
-                await hear(socket, "snapshot")
-            for socket in sockets:
-                socket.transport.abort()
-        last = await open_live(world, port)
-        await hear(last, "delta")
-        await last.close()
+    port = world.platform.parts[FANOUT].live_port
+    for _ in range(5):
+        opened = await asyncio.gather(
+            *(open_live(world, port) for _ in range(SOCKETS)), return_exceptions=True
+        )
+        sockets = [socket for socket in opened if isinstance(socket, ClientConnection)]
+        assert len(sockets) >= SOCKETS * 0.9, f"only {len(sockets)} sessions were served"
+        for socket in world.chance.sample(sockets, 10):
+            await hear(socket, "snapshot")
+        for socket in sockets:
+            socket.transport.abort()
+    last = await open_live(world, port)
+    await hear(last, "delta")
+    await last.close()
 
 
 @scenario("sockets-that-never-read", fault=f"{DEAF_SOCKETS} live sessions that read nothing")
 async def sockets_that_never_read(world: World) -> None:
     """They cost bounded memory and slow nobody: one that reads goes on hearing."""
-    async with live_port(world) as port:
-        deaf = await asyncio.gather(*(open_live(world, port) for _ in range(DEAF_SOCKETS)))
-        for socket in deaf:
-            socket.transport.pause_reading()
-        reading = await open_live(world, port)
-        deadline = asyncio.get_running_loop().time() + FAULT_SECONDS
-        while asyncio.get_running_loop().time() < deadline:
-            await hear(reading, "delta", 10)
-        await reading.close()
-        for socket in deaf:
-            socket.transport.abort()
+    port = world.platform.parts[FANOUT].live_port
+    deaf = await asyncio.gather(*(open_live(world, port) for _ in range(DEAF_SOCKETS)))
+    for socket in deaf:
+        socket.transport.pause_reading()
+    reading = await open_live(world, port)
+    deadline = asyncio.get_running_loop().time() + FAULT_SECONDS
+    while asyncio.get_running_loop().time() < deadline:
+        await hear(reading, "delta", 10)
+    await reading.close()
+    for socket in deaf:
+        socket.transport.abort()
 
 
 @scenario("slowloris", fault=f"{SLOW_REQUESTS} requests that send a byte a second")
