@@ -17,9 +17,9 @@ STREAMS = "coffee-rt:orders:*"
 
 
 @asynccontextmanager
-async def client_of(world: World) -> AsyncIterator[Any]:
+async def client_of(world: World, *, is_text: bool = True) -> AsyncIterator[Any]:
     """A client past the proxies."""
-    client = aioredis.Redis.from_url(world.platform.valkey.url, decode_responses=True)
+    client = aioredis.Redis.from_url(world.platform.valkey.url, decode_responses=is_text)
     try:
         yield client
     finally:
