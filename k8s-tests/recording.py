@@ -34,11 +34,16 @@ class Recorder:
     def __enter__(self) -> Self:
         kube = self.release.kube
         kube.apply(self._script(), self._pod())
-        wait_until(
-            lambda: self.accepted() >= 10,
-            "the recorder's first orders are accepted",
-            last_words=kube.describe_trouble,
-        )
+        try:
+            wait_until(
+                lambda: self.accepted() >= 10,
+                "the recorder's first orders are accepted",
+                last_words=kube.describe_trouble,
+            )
+        except BaseException:
+            # Nobody leaves a context that was never entered, and the next test wants one of its own.
+            self._remove()
+            raise
         return self
 
     def __exit__(
@@ -51,11 +56,17 @@ class Recorder:
             if error is None:
                 self.stop()
         finally:
-            self.release.kube.kubectl("delete", "pod", POD, "--grace-period=0", "--force")
+            self._remove()
+
+    def _remove(self) -> None:
+        self.release.kube.kubectl("delete", "pod", POD, "--grace-period=0", "--force")
 
     def accepted(self) -> int:
-        """Orders accepted so far; 0 while it starts."""
+        """Orders accepted so far; 0 while it starts. Fails when it has ended: it never does by itself."""
         pods = self.release.kube.objects("pods", f"app={POD}")
+        if pods and pods[0]["status"].get("phase") == "Failed":
+            said = self.release.kube.kubectl("logs", POD, "--tail=20")
+            raise AssertionError(f"the recorder ended: {said}")
         if not pods or pods[0]["status"].get("phase") != "Running":
             return 0
         text = self._shell(f"cat {FOLDER}/progress.json 2>/dev/null || echo '{{}}'")
@@ -140,6 +151,8 @@ class Recorder:
             "spec": {
                 "nodeSelector": {"kubernetes.io/hostname": self.node} if self.node else {},
                 "terminationGracePeriodSeconds": 0,
+                # What it wrote down is in its container: another would know of nothing.
+                "restartPolicy": "Never",
                 "securityContext": {
                     "runAsNonRoot": True,
                     "runAsUser": 10001,

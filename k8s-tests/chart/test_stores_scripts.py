@@ -177,6 +177,13 @@ def knows_replicas(pods: ValkeyPods, pod: int) -> bool:
     return known.splitlines().count("runid") == 2
 
 
+def wait_until_known(pods: ValkeyPods) -> None:
+    """They ask the primary for its replicas every ten seconds; one they don't know can't take over."""
+    wait_until(
+        "the sentinels know all", 60, lambda: all(knows_replicas(pods, p) for p in (0, 1, 2))
+    )
+
+
 def start_three(pods: ValkeyPods) -> int:
     for pod in (2, 1, 0):
         pods.start(pod)
@@ -205,6 +212,7 @@ def test_a_killed_primary_is_replaced_and_comes_back_as_a_replica(sentinels: Val
     start_three(sentinels)
     assert sentinels.ask(0, "SET", "k", "1") == "OK"
     assert sentinels.ask(0, "WAIT", "2", "4000") == "2"
+    wait_until_known(sentinels)
     sentinels.kill(0)
     wait_until(
         "another is the primary", ELECTION_SECONDS_MAX, lambda: primary_of(sentinels) in (1, 2)
@@ -220,6 +228,7 @@ def test_a_killed_primary_is_replaced_and_comes_back_as_a_replica(sentinels: Val
 @pytest.mark.full
 def test_all_pods_killed_at_once_come_back_with_everything(sentinels: ValkeyPods) -> None:
     start_three(sentinels)
+    wait_until_known(sentinels)
     sentinels.kill(0)
     wait_until(
         "another is the primary", ELECTION_SECONDS_MAX, lambda: primary_of(sentinels) in (1, 2)
@@ -243,6 +252,7 @@ def test_a_primary_that_lost_its_volume_never_empties_its_replicas(sentinels: Va
     start_three(sentinels)
     assert sentinels.ask(0, "SET", "k", "1") == "OK"
     assert sentinels.ask(0, "WAIT", "2", "4000") == "2"
+    wait_until_known(sentinels)
     sentinels.kill(0)
     sentinels.lose_volume(0)
     # Back before the sentinels have noticed anything.
@@ -272,10 +282,7 @@ def test_a_pod_that_sees_no_majority_waits(sentinels: ValkeyPods) -> None:
 
 def test_a_stopping_primary_hands_over_with_everything(sentinels: ValkeyPods) -> None:
     start_three(sentinels)
-    # They ask the primary for its replicas every ten seconds; one they don't know can't be moved.
-    wait_until(
-        "the sentinels know all", 60, lambda: all(knows_replicas(sentinels, p) for p in (0, 1, 2))
-    )
+    wait_until_known(sentinels)
     assert sentinels.ask(0, "SET", "k", "1") == "OK"
     left = sentinels.script(0, "valkey-leave.sh")
     assert left.returncode == 0, left.stdout + left.stderr
