@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from coffee_rt.errors import Retryable
 from coffee_rt.query_api.finding import OrderFinder
 from coffee_rt.runtime.breaker import CircuitBreaker
 from coffee_rt.runtime.clock import SystemClock
@@ -17,7 +18,7 @@ from coffee_rt.store.pool import create_pool
 from coffee_rt.store.queries import PostgresOrderReader
 from coffee_rt.worker.decoding import EntryDecoder
 from tests.streams_bed import RedisBed, an_append
-from tests.workers import until
+from tests.workers import entry_fields, now_order, until
 
 pytestmark = pytest.mark.integration
 
@@ -85,6 +86,32 @@ async def test_an_order_stored_and_trimmed_between_two_looks_is_found(
         assert found is not None
         assert found.order is not None
         assert found.order.order_id == append.order_id
+    finally:
+        await bed.close()
+        await pool.close()
+
+
+async def test_an_order_of_a_newer_release_is_not_denied(
+    valkey_url: str, redis_namespace: str, database_url: str
+) -> None:
+    """It may have been accepted, so the answer is "not known", and one such order closes no breaker."""
+    bed = RedisBed(valkey_url, redis_namespace)
+    pool = await create_pool(DatabaseSettings(url=database_url))
+    try:
+        order, other = now_order(), now_order()
+        await bed.insert_raw(0, entry_fields([order], counter=1) | {b"v": b"99"})
+        clock = SystemClock()
+        log_breaker = CircuitBreaker("redis", clock=clock, failures=1)
+        finder = OrderFinder(
+            bed.keeper(),
+            PostgresOrderReader(pool),
+            log_breaker,
+            CircuitBreaker("postgresql", clock=clock),
+        )
+        with pytest.raises(Retryable, match="newer release"):
+            await finder.find(0, order.order_id)
+        assert not log_breaker.is_open
+        assert await finder.find(0, other.order_id) is None
     finally:
         await bed.close()
         await pool.close()

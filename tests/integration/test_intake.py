@@ -14,6 +14,7 @@ import pytest
 
 from coffee_rt.domain.ids import IdMinter, format_id, parse_id
 from coffee_rt.domain.wire import INTAKE_SHARD
+from coffee_rt.errors import Retryable
 from coffee_rt.query_api.finding import Found, OrderFinder
 from coffee_rt.runtime.breaker import CircuitBreaker
 from coffee_rt.runtime.lifecycle import Lifecycle
@@ -147,6 +148,13 @@ async def test_an_order_is_taken_found_and_stored_though_redis_is_away(outage: O
     assert found.state == "stored"
     assert await outage.orders() == 1
     assert await PostgresOrderReader(outage.pool).is_entry_stored(position.shard, position.batch_id)
+
+
+async def test_an_order_in_a_batch_of_a_newer_release_is_not_denied(outage: Outage) -> None:
+    reply = await outage.post("cut")
+    await outage.connection.execute("UPDATE intake SET version = 99")
+    with pytest.raises(Retryable, match="newer release"):
+        await outage.find(reply.json["order_id"])
 
 
 async def test_a_worker_that_starts_while_redis_is_away_stores_what_waits(outage: Outage) -> None:

@@ -94,6 +94,9 @@ class OrderFinder:
 
 
 def _found_in_log(tenant: int, position: Position, record: bytes) -> Found | None:
+    if not record:
+        # Perhaps accepted, so "there is none" would be a lie. Past the breaker: the log is well.
+        raise Retryable("the order is in an entry of a newer release")
     try:
         order = decode_record(record)
     except Rejected:

@@ -200,6 +200,8 @@ class PostgresIntake:
         if row is None:
             return None
         wanted = row["order_id"].bytes
+        if row["version"] not in WIRE_VERSIONS_READABLE:
+            return row["batch_id"].bytes, b""
         try:
             records = split_batch(row["version"], row["data"])
         except Rejected:

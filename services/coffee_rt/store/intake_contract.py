@@ -100,7 +100,8 @@ class Intake(Protocol):
         """The oldest batches that this release can read; at least one where there is any."""
 
     async def find(self, tenant: int, order_id: bytes) -> tuple[bytes, bytes] | None:
-        """(batch id, record) of an order that waits; follows aliases."""
+        """(batch id, record) of an order that waits; follows aliases. An empty record: in a batch of a newer
+        release."""
 
     async def still_waiting(self, batch_ids: Sequence[bytes]) -> set[bytes]:
         """Those of these batches, once appended, that no worker has stored yet."""

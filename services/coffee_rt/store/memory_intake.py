@@ -112,6 +112,10 @@ class MemoryIntake:
         owner, target = self._database.aliases.get(order_id, (tenant, order_id))
         wanted = {order_id, target} if owner == tenant else {order_id}
         for batch in self._database.intake.values():
+            if batch.version not in WIRE_VERSIONS_READABLE:
+                if any(each in batch.data for each in wanted):
+                    return batch.batch_id, b""
+                continue
             for record in split_batch(batch.version, batch.data):
                 if order_id_of(record) in wanted and decode_record(record).tenant == tenant:
                     return batch.batch_id, record

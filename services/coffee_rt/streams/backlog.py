@@ -75,13 +75,16 @@ def plan_backlog(shard: int, state: ShardState, group: GroupState | None, memory
 
 
 def find_record(fields: dict[bytes, bytes], order_id: bytes) -> tuple[bytes, bytes] | None:
-    """(batch id, record bytes) where an entry holds the order."""
+    """(batch id, record bytes) where an entry holds the order; no bytes where a newer release wrote the
+    entry: then all that can be said is that the id is in it."""
     # Looking for the 16 bytes first spares decoding all other entries.
     if order_id not in fields.get(b"d", b""):
         return None
     entry = parse_entry(fields)
-    if entry.fault is not None or entry.version not in WIRE_VERSIONS_READABLE:
+    if entry.fault is not None:
         return None
+    if entry.version not in WIRE_VERSIONS_READABLE:
+        return entry.batch_id, b""
     try:
         records = split_batch(entry.version, entry.data)
     except Rejected:

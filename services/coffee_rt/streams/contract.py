@@ -259,8 +259,9 @@ class LogKeeper(Protocol):
         last told is delivered again. A shard that was never told only remembers."""
 
     async def find_order(self, order_id: bytes) -> tuple[Position, bytes] | None:
-        """Position and record bytes of an order that is still in the log. Whoever asks has no say in the
-        time: a machine whose clock is behind would deny what was just accepted."""
+        """Position and record bytes of an order that is still in the log; no bytes when a newer release wrote
+        them. Whoever asks has no say in the time: a machine whose clock is behind would deny what was just
+        accepted."""
 
     async def foreign_groups(self) -> dict[str, list[int]]:
         """Groups that nobody registered -> the shards they are on. They keep entries from being trimmed."""
