@@ -138,6 +138,9 @@ class Socket:
                 said = json.loads(message.data)
                 if said["type"] == "drain":
                     pause = said["retry_after_ms"] / 1000
+                elif said["type"] == "error" and said["code"] == "loading":
+                    self.counts["loading"] += 1
+                    return pause
                 elif said["type"] == "error":
                     raise SystemExit(f"the server refuses: {said}")
                 elif not self.take(said):
