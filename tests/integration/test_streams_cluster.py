@@ -87,6 +87,30 @@ async def test_every_answer_outlives_a_killed_primary_and_other_shards_go_on(
     await bed.close()
 
 
+async def test_a_group_is_made_where_its_stream_has_gone(mortal: ValkeyCluster) -> None:
+    """A node that was known as a primary and is a replica now answers, and only says where to go."""
+    bed = RedisBed(mortal.url, "failover")
+    await bed.keeper().ensure_group(STORE_GROUP)
+    old, new = mortal.nodes[0], mortal.nodes[3]
+    assert mortal.primary_of(bed.log.keys.streams[0]) is old
+    # Else the registry's own answer would tell of the change.
+    assert mortal.primary_of(bed.log.keys.groups) is not old
+    await asyncio.to_thread(new.ask, "CLUSTER FAILOVER")
+    await asyncio.to_thread(
+        wait_until, lambda: "role:slave" in old.text("INFO replication"), "the two change places"
+    )
+    keeper = bed.keeper()
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                await keeper.ensure_group("another")
+                break
+            except Retryable:
+                await asyncio.sleep(0.05)
+    assert await keeper.registered_groups() == ["another", STORE_GROUP]
+    await bed.close()
+
+
 async def test_subscriptions_of_a_killed_node_go_on_at_another(mortal: ValkeyCluster) -> None:
     channels = RedisChannels(mortal.url)
     async with AsyncExitStack() as stack:

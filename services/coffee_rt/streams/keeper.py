@@ -74,7 +74,7 @@ class RedisKeeper:
         if not await self._call_at(registry, "HEXISTS", registry, group):
             await self._call_at(registry, "HSETNX", registry, group, int(time.time()))
         for stream in self._keys.streams:
-            await create_group(await self._link(stream), stream, group, self._seconds_max)
+            await self._create_group(stream, group)
 
     async def registered_groups(self) -> list[str]:
         names: list[bytes] = await self._call_at(self._keys.groups, "HKEYS", self._keys.groups)
@@ -126,8 +126,7 @@ class RedisKeeper:
             removed = await self._run(shard, TRIM, [stream, self._keys.marks[shard]], arguments)
             if not isinstance(removed, int):
                 # A registered group is missing here: from its first entry on it will want everything.
-                link = await self._link(stream)
-                if await create_group(link, stream, removed.decode(), self._seconds_max):
+                if await self._create_group(stream, removed.decode()):
                     metrics.GROUPS_RECREATED.labels(str(shard)).inc()
                 return total
             total += removed
@@ -248,6 +247,16 @@ class RedisKeeper:
             if len(page) < FIND_PAGE_ENTRIES:
                 return None
             start = f"({page[-1][0].decode()}"
+
+    async def _create_group(self, stream: bytes, group: str) -> bool:
+        link = await self._link(stream)
+        try:
+            return await create_group(link, stream, group, self._seconds_max)
+        except ReplyError as error:
+            link.close(
+                error.code
+            )  # A replica by now, or a node the slot has left: find the right one.
+            raise
 
     async def _state(self, shard: int) -> ShardState:
         keys = [self._keys.streams[shard], self._keys.counters[shard]]
