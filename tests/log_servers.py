@@ -43,7 +43,7 @@ class ValkeyNode(EmbeddedValkey):
         is_sentinel: bool = False,
     ) -> None:
         super().__init__(folder, port=port, durability=durability)
-        self.further = settings or {}
+        self.further = dict(settings or {})
         self._is_sentinel = is_sentinel
 
     @property
@@ -124,12 +124,25 @@ class ValkeyNode(EmbeddedValkey):
 class ValkeyCluster:
     """Some primaries with as many replicas each; `nodes` are the primaries, then the replicas."""
 
-    def __init__(self, folder: Path, primaries: int = 3, replicas: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        primaries: int = 3,
+        replicas: int = 0,
+        *,
+        settings: dict[str, str] | None = None,
+        durability: Durability = TEST,
+    ) -> None:
         self.primaries = primaries
         count = primaries * (1 + replicas)
         ports = free_ports(2 * count)
         self.nodes = [
-            ValkeyNode(folder / f"node-{number}", _cluster_settings(bus), port=port)
+            ValkeyNode(
+                folder / f"node-{number}",
+                _cluster_settings(bus) | (settings or {}),
+                port=port,
+                durability=durability,
+            )
             for number, (port, bus) in enumerate(zip(ports[:count], ports[count:], strict=True))
         ]
 
@@ -192,7 +205,10 @@ class ValkeyCluster:
 
 
 class ValkeySentinels:
-    """A master, replicas and sentinels that watch them. `servers` begin with the first master."""
+    """A master, replicas and sentinels that watch them. `servers` begin with the first master.
+
+    `front_port`: where all others, clients too, find that first master, if not at its own port.
+    """
 
     def __init__(
         self,
@@ -202,12 +218,18 @@ class ValkeySentinels:
         replicas: int = 1,
         settings: dict[str, str] | None = None,
         durability: Durability = TEST,
+        front_port: int = 0,
     ) -> None:
         ports = free_ports(1 + replicas + sentinels)
         self.servers = [
             ValkeyNode(folder / f"server-{port}", settings, port=port, durability=durability)
             for port in ports[: 1 + replicas]
         ]
+        self.front_port = front_port or self.servers[0].port
+        self.servers[0].further |= {
+            "replica-announce-ip": "127.0.0.1",
+            "replica-announce-port": str(self.front_port),
+        }
         self.sentinels = [
             ValkeyNode(folder / f"sentinel-{port}", port=port, is_sentinel=True)
             for port in ports[1 + replicas :]
@@ -223,9 +245,8 @@ class ValkeySentinels:
             node.launch()
         for node in [*self.servers, *self.sentinels]:
             node.wait_ready()
-        master = self.servers[0]
         for replica in self.servers[1:]:
-            replica.ask("REPLICAOF", "127.0.0.1", master.port)
+            replica.ask("REPLICAOF", "127.0.0.1", self.front_port)
         for replica in self.servers[1:]:
             wait_until(lambda node=replica: self._is_in_step(node), "the replica is in step")  # type: ignore[misc]
         quorum = len(self.sentinels) // 2 + 1
@@ -233,7 +254,7 @@ class ValkeySentinels:
             # From the third on they only vote: three that stand for election may split the votes again
             # and again, seconds each time.
             down_after_ms = 600 if number < 2 else 60_000
-            sentinel.ask("SENTINEL MONITOR", MASTER, "127.0.0.1", master.port, quorum)
+            sentinel.ask("SENTINEL MONITOR", MASTER, "127.0.0.1", self.front_port, quorum)
             sentinel.ask("SENTINEL SET", MASTER, "auth-pass", PASSWORD)
             sentinel.ask("SENTINEL SET", MASTER, "down-after-milliseconds", down_after_ms)
             sentinel.ask("SENTINEL SET", MASTER, "failover-timeout", 1000)
@@ -250,6 +271,8 @@ class ValkeySentinels:
     def master(self) -> ValkeyNode:
         """Who the first sentinel that answers names."""
         _host, port = self.sentinels[0].ask("SENTINEL GET-MASTER-ADDR-BY-NAME", MASTER)
+        if int(port) == self.front_port:
+            return self.servers[0]
         return next(server for server in self.servers if server.port == int(port))
 
     def _is_in_step(self, node: ValkeyNode) -> bool:
