@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -345,12 +346,16 @@ async def test_a_bad_definition_does_not_start(bed: Bed) -> None:
     assert await asyncio.wait_for(process.wait(), 20) == 2
 
 
-async def audit_of(bed: Bed, *views: str, start: int | None = None) -> int:
-    """Exit code of `coffee-rt audit VIEW...`; the log is not asked."""
+async def audit_of(bed: Bed, *views: str, **request: int | None) -> int:
+    """Exit code of `coffee-rt audit VIEW...`, with one connection; the log is not asked."""
     installation = Installation(
-        RedisSettings(), DatabaseSettings(url=bed.database_url), "coffee-rt", 1
+        RedisSettings(),
+        DatabaseSettings(url=bed.database_url, pool_size_max=1),
+        "coffee-rt",
+        1,
     )
-    return await run_audit(AuditRequest(is_log=False, views=views, start=start), installation)
+    asked: dict[str, Any] = {"is_log": False, "views": views, **request}
+    return await run_audit(AuditRequest(**asked), installation)
 
 
 async def test_rebuild_and_audit_commands(bed: Bed, capsys: pytest.CaptureFixture[str]) -> None:
@@ -365,9 +370,12 @@ async def test_rebuild_and_audit_commands(bed: Bed, capsys: pytest.CaptureFixtur
     assert await audit_of(bed, "sales") == 1
     assert "the view has" in capsys.readouterr().out
     assert await audit_of(bed, "sales", start=read_instant("2999-01-01", "since")) == 0
+    assert await audit_of(bed, "sales", views_start=read_instant("2999-01-01", "since")) == 0
+    assert await audit_of(bed, "sales", views_start=0) == 1
     assert await repair.run_rebuild("sales", None, None, database) == 0
     assert await audit_of(bed, "sales") == 0
     assert await audit_of(bed, "nothing") == 2
     assert "known are" in capsys.readouterr().out
     with pytest.raises(Rejected, match="--since"):
         read_instant("yesterday", "since")
+    assert read_instant("7d", "since", lambda: 700_000.5) == 700_000 - 7 * 86_400

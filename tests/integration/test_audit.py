@@ -38,7 +38,8 @@ class AuditBed(Bed):
 
     async def audit(self, folder: Path, **request: Any) -> tuple[int, dict[str, Any]]:
         """Exit code and document of `coffee-rt audit --log-only --json`."""
-        installation = Installation(self.redis, self.database, self.namespace, SHARDS)
+        database = self.database.model_copy(update={"pool_size_max": 1})
+        installation = Installation(self.redis, database, self.namespace, SHARDS)
         file = folder / "audit.json"
         asked = AuditRequest(**{"is_views": False, "json_file": file, **request})
         code = await run_audit(asked, installation)

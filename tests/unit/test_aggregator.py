@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from coffee_rt.aggregator.backfill import Backfiller, bar_of
+from coffee_rt.aggregator.backfill import Backfiller
 from coffee_rt.aggregator.core import SETTLE_SECONDS, FoldLimits, FoldLoop
 from coffee_rt.aggregator.lanes import LaneShare
 from coffee_rt.aggregator.publishing import Publisher
@@ -498,8 +498,3 @@ async def test_a_filled_replacement_takes_over_though_its_filler_died_before_the
     await bed.backfiller().fill_all()
     [state] = await bed.catalogue.views()
     assert (state.internal, state.is_current, state.is_live) == ("sales_2", True, True)
-
-
-def test_a_bar_shows_how_far_a_backfill_is() -> None:
-    assert bar_of(0, 3, 6) == "[......] 0 of 3 chunks"
-    assert bar_of(2, 3, 6) == "[####..] 2 of 3 chunks"

@@ -95,6 +95,18 @@ def test_a_misspelt_setting_is_refused_with_a_sentence() -> None:
     assert "COFFEE_RT_LOG_LEVLE is not a setting; did you mean COFFEE_RT_LOG_LEVEL?" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "arguments", [("--since=yesterday",), ("--views-since=2 days",), ("--log-only", "hourly")]
+)
+def test_an_audit_asked_for_wrongly_does_not_say_that_something_differs(
+    arguments: tuple[str, ...],
+) -> None:
+    done = run("audit", *arguments)
+    assert done.returncode == 2
+    assert arguments[0].partition("=")[0] in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_doctor_names_what_it_cannot_reach_and_fails() -> None:
     done = run(
         "doctor",

@@ -14,6 +14,7 @@ from coffee_rt.aggregator import metrics
 from coffee_rt.aggregator.lanes import LaneShare
 from coffee_rt.aggregator.publishing import Publisher
 from coffee_rt.errors import Rejected, Retryable
+from coffee_rt.runtime.bars import bar_of
 from coffee_rt.runtime.breaker import CircuitBreaker, backoff_seconds
 from coffee_rt.runtime.clock import Clock
 from coffee_rt.runtime.logs import Log
@@ -153,9 +154,3 @@ class Backfiller:
         if now - self._logged_at >= LOG_SECONDS and done < total:
             self._logged_at = now
             self._log.info("backfill", view=view, progress=bar_of(done, total))
-
-
-def bar_of(done: int, total: int, width: int = 20) -> str:
-    """A progress bar for a line of log."""
-    filled = width * done // total
-    return f"[{'#' * filled}{'.' * (width - filled)}] {done} of {total} chunks"

@@ -36,7 +36,7 @@ async def run_rebuild(
     async with _opened(view, start, end, database) as repair:
         _tell_frozen(console, repair)
         changed = 0
-        with drawn_bars(console) as bars:
+        with drawn_bars() as bars:
             for done, chunk in enumerate(repair.chunks):
                 bars.show(f"rebuild {view}", done, len(repair.chunks))
                 changed += await repair.repairer.rebuild_chunk(chunk)

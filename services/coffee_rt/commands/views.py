@@ -16,8 +16,8 @@ from coffee_rt.commands.options import (
     Since,
     Until,
     ViewName,
-    refuse,
 )
+from coffee_rt.errors import Rejected
 
 commands = typer.Typer()
 
@@ -50,7 +50,12 @@ def audit(
     is_log_only: Annotated[bool, typer.Option("--log-only", help="Leave the views out.")] = False,
     is_views_only: Annotated[bool, typer.Option("--views-only", help="Leave the log out.")] = False,
     start: Annotated[
-        str | None, typer.Option("--since", "--from", help="From this time (ISO 8601).")
+        str | None,
+        typer.Option("--since", "--from", help="From this time (ISO 8601), or 36h, 7d ago."),
+    ] = None,
+    views_start: Annotated[
+        str | None,
+        typer.Option("--views-since", help="The same of the views alone; the log stays whole."),
     ] = None,
     end: Until = None,
     json_file: Annotated[
@@ -66,22 +71,27 @@ def audit(
     recomputation, while orders flow; it changes nothing. What is wrong is named: batch, entry, time,
     number of records.
 
-    Exit code 0: all agrees. 1: something differs. 2: a server could not be asked.
+    Exit code 0: all agrees. 1: something differs. 2: a server could not be asked, or an option is wrong.
     """
     from coffee_rt.conservation.audit import AuditRequest, Installation, read_instant, run_audit
     from coffee_rt.embedded.reach import reach
 
     if is_log_only and (is_views_only or names or view):
-        refuse("--log-only leaves the views out; give it alone, or name views without it")
+        raise typer.BadParameter("--log-only leaves the views out; give it alone, or name views")
     chosen = tuple(dict.fromkeys((*(names or ()), *(view or ()))))
-    request = AuditRequest(
-        is_log=not is_views_only and not chosen,
-        is_views=not is_log_only,
-        views=chosen,
-        start=read_instant(start, "since"),
-        end=read_instant(end, "to"),
-        json_file=json_file,
-    )
+    try:
+        request = AuditRequest(
+            is_log=not is_views_only and not chosen,
+            is_views=not is_log_only,
+            views=chosen,
+            start=read_instant(start, "since"),
+            end=read_instant(end, "to"),
+            views_start=read_instant(views_start, "views-since"),
+            json_file=json_file,
+        )
+    except Rejected as error:
+        # Not 1: that one says that something differs.
+        raise typer.BadParameter(error.detail) from None
     target = reach(data_dir, redis_url, database_url)
     installation = Installation(target.redis, target.database, target.namespace, target.shards)
     raise typer.Exit(asyncio.run(run_audit(request, installation)))

@@ -7,6 +7,9 @@ the orders in one snapshot, each chunk of a view in one statement. This is its w
 from __future__ import annotations
 
 import json
+import re
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +37,8 @@ CLEAN, DIFFERENCES, UNSEEN = 0, 1, 2
 """Exit codes."""
 LINES_MAX = 50
 """Findings printed; the document of --json has all of them."""
+_SPAN = re.compile(r"(?P<count>[0-9]{1,6})(?P<unit>[mhd])")
+_UNIT_SECONDS = {"m": 60, "h": 3600, "d": 86_400}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,8 @@ class AuditRequest:
     views: tuple[str, ...] = ()
     start: int | None = None
     end: int | None = None
+    views_start: int | None = None
+    """Of the views alone, where `start` says nothing: the log has little to look at, they may have years."""
     json_file: Path | None = None
 
 
@@ -63,7 +70,7 @@ async def run_audit(request: AuditRequest, installation: Installation) -> int:
     console = Console()
     report = Report()
     try:
-        await _look(request, installation, report, console)
+        await _look(request, installation, report)
     except CoffeeRtError as error:
         console.print(f"The audit could not look at everything: {error}", markup=False)
         return UNSEEN
@@ -95,14 +102,12 @@ def _tell(console: Console, report: Report) -> None:
         console.print("What to do: docs/runbooks/ConservationViolated.md")
 
 
-async def _look(
-    request: AuditRequest, installation: Installation, report: Report, console: Console
-) -> None:
+async def _look(request: AuditRequest, installation: Installation, report: Report) -> None:
     pool = await create_pool(installation.database, application_name="coffee-rt audit")
     log = RedisLog(installation.redis, installation.namespace, installation.shards)
     keeper = log.keeper()
     try:
-        with drawn_bars(console) as bars:
+        with drawn_bars() as bars:
             if request.is_log:
                 await keeper.start()
                 await _audit_log(request, keeper, pool, report, bars)
@@ -121,7 +126,7 @@ async def _audit_log(
     for each in settled:
 
         def show(done: int, total: int, label: str = f"shard {each.shard}") -> None:
-            bars.show(label, done, total)
+            bars.show(label, done, total, "records")
 
         async with open_reading(pool) as reading:
             await audit_shard(keeper, reading, each, since_ms, report, show)
@@ -160,7 +165,8 @@ async def _audit_views(request: AuditRequest, pool: Pool, report: Report, bars: 
     repairer = PostgresViewRepairer(pool)
     for name in request.views or sorted(known):
         state = known[name]
-        chunks = await repairer.plan_chunks(state.internal, request.start, request.end)
+        start = request.views_start if request.start is None else request.start
+        chunks = await repairer.plan_chunks(state.internal, start, request.end)
         differences: list[AuditDifference] = []
         for done, chunk in enumerate(chunks):
             bars.show(name, done, len(chunks))
@@ -186,14 +192,20 @@ def _view_finding(state: ViewState, difference: AuditDifference) -> Finding:
     )
 
 
-def read_instant(text: str | None, option: str) -> int | None:
-    """Unix seconds of an ISO 8601 instant; without an offset it is UTC."""
+def read_instant(text: str | None, option: str, now: Callable[[], float] = time.time) -> int | None:
+    """Unix seconds of an ISO 8601 instant (without an offset it is UTC), or of a span back from now: 36h, 7d.
+
+    Raises Rejected.
+    """
     if text is None:
         return None
+    if span := _SPAN.fullmatch(text):
+        return int(now()) - int(span["count"]) * _UNIT_SECONDS[span["unit"]]
     try:
         at = datetime.fromisoformat(text)
     except ValueError:
         raise Rejected(
-            "bad-time", f"--{option} must be a time such as 2026-01-31T08:00:00Z"
+            "bad-time",
+            f"--{option} must be a time such as 2026-01-31T08:00:00Z, or how long ago, such as 36h or 7d",
         ) from None
     return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp())
