@@ -20,6 +20,7 @@ from coffee_rt.runtime.breaker import CircuitBreaker
 from coffee_rt.runtime.clock import SystemClock
 from coffee_rt.runtime.logs import get_log
 from coffee_rt.runtime.settings import DatabaseSettings
+from coffee_rt.store.inspect import IntakeFacts, inspect_database
 from coffee_rt.store.intake import PostgresIntake
 from coffee_rt.store.intake_contract import IntakeWrite
 from coffee_rt.store.keeper import PostgresKeeper
@@ -310,6 +311,17 @@ async def test_a_worker_killed_while_it_drains_the_intake_stores_all_once(
         await bed.wait_stored(flat(waited))
     assert await bed.connection.fetchval("SELECT count(*) FROM orders") == 12_000
     assert await bed.findings(tmp_path) == []
+
+
+async def test_the_doctor_sees_what_waits_in_the_intake(bed: AuditBed) -> None:
+    assert (await inspect_database(bed.database.url)).intake == IntakeFacts()
+    await take_in(bed, [now_order() for _ in range(3)])
+    await take_in(bed, [now_order()])
+    await bed.connection.execute("UPDATE intake SET version = 99 WHERE records = 1")
+    waiting = (await inspect_database(bed.database.url)).intake
+    assert waiting is not None
+    assert (waiting.records, waiting.unreadable) == (4, 1)
+    assert waiting.oldest_seconds > 0
 
 
 async def test_an_order_deleted_from_the_intake_by_hand_is_seen(

@@ -15,7 +15,7 @@ from coffee_rt.embedded.examine import (
     examine_redis,
     examine_servers,
 )
-from coffee_rt.store.inspect import DatabaseFacts
+from coffee_rt.store.inspect import DatabaseFacts, IntakeFacts
 
 NOW = 1_800_000_000.0
 
@@ -46,6 +46,7 @@ DATABASE = DatabaseFacts(
     clock_offset_seconds=-0.001,
     missing_migrations=(),
     partitions_end_at=NOW + 3 * 86_400,
+    intake=IntakeFacts(),
 )
 
 
@@ -165,3 +166,30 @@ def test_database_verdicts(facts: DatabaseFacts, subject: str, verdict: Verdict)
 )
 def test_pools_must_fit_into_max_connections(size: int, verdict: Verdict) -> None:
     assert examine_pools(DATABASE, {"worker": size - 2, "fanout": 2}).verdict is verdict
+
+
+@pytest.mark.parametrize(
+    ("intake", "verdict", "found"),
+    [
+        (IntakeFacts(), Verdict.FINE, "empty"),
+        (IntakeFacts(40, 0.4), Verdict.FINE, "40 orders wait, the oldest for 0 s"),
+        (IntakeFacts(40, 900.2), Verdict.DOUBTFUL, "40 orders wait, the oldest for 900 s"),
+        (
+            IntakeFacts(40, 2.0, unreadable=7),
+            Verdict.DOUBTFUL,
+            "40 orders wait, the oldest for 2 s; 7 of a newer release",
+        ),
+    ],
+)
+def test_what_waits_in_the_intake_is_said_with_its_age(
+    intake: IntakeFacts, verdict: Verdict, found: str
+) -> None:
+    findings = examine_database(replace(DATABASE, intake=intake), NOW)
+    [finding] = [each for each in findings if each.subject == "PostgreSQL: intake"]
+    assert (finding.verdict, finding.found) == (verdict, found)
+    assert ("Start a worker" in finding.mend) is (verdict is Verdict.DOUBTFUL)
+
+
+def test_a_database_from_before_the_intake_is_only_told_to_migrate() -> None:
+    facts = replace(DATABASE, intake=None, missing_migrations=("0005_intake",))
+    assert list(_bad(examine_database(facts, NOW))) == ["PostgreSQL: schema"]

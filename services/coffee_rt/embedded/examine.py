@@ -27,6 +27,8 @@ HORIZON_DAYS_MIN = 1.0
 """A worker makes partitions days ahead; less than one means that no worker has run lately."""
 AOF_REWRITE_BYTES_MIN = 256 << 20
 MEMORY_SHARE_DOUBTFUL = 0.7
+INTAKE_SECONDS_MAX = 60.0
+"""Workers store what waits in the intake within a second or so; the alert IntakeWaiting says the same."""
 
 
 class Verdict(Enum):
@@ -139,6 +141,7 @@ def examine_database(facts: DatabaseFacts, now: float) -> list[Finding]:
             "Run: coffee-rt migrate",
         ),
         _horizon(facts, now),
+        *_intake(facts),
         _clock("PostgreSQL", facts.clock_offset_seconds),
     ]
 
@@ -289,6 +292,25 @@ def _horizon(facts: DatabaseFacts, now: float) -> Finding:
         verdict,
         "The worker makes them ahead: start one, and read its log when one runs.",
     )
+
+
+def _intake(facts: DatabaseFacts) -> list[Finding]:
+    """Orders taken while Redis was away that no worker has stored yet. Nothing before its migration."""
+    intake, subject = facts.intake, "PostgreSQL: intake"
+    if intake is None:
+        return []
+    if not intake.records:
+        return [Finding(subject, "empty", Verdict.FINE)]
+    found = f"{intake.records} orders wait, the oldest for {intake.oldest_seconds:.0f} s"
+    mend = (
+        "They are safe there, and not stored yet. Start a worker (it needs only PostgreSQL for "
+        "them), or read the log of one that runs; see docs/runbooks/IntakeWaiting.md. Delete no row."
+    )
+    if intake.unreadable:
+        found += f"; {intake.unreadable} of a newer release"
+        mend = f"Only workers of the release that took them can read some. {mend}"
+    is_slow = bool(intake.unreadable) or intake.oldest_seconds > INTAKE_SECONDS_MAX
+    return [_finding(subject, found, Verdict.DOUBTFUL if is_slow else Verdict.FINE, mend)]
 
 
 def _clock(server: str, offset_seconds: float) -> Finding:

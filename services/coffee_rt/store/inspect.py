@@ -1,4 +1,4 @@
-"""Facts about a PostgreSQL for the doctor: settings, connections, clock, schema, partitions. Reads only."""
+"""Facts about a PostgreSQL for the doctor: settings, connections, clock, schema, partitions, intake. Reads only."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import asyncpg
 
+from coffee_rt.domain.wire import WIRE_VERSIONS_READABLE
 from coffee_rt.store.faults import mapped_errors
 from coffee_rt.store.migrations import pending_migrations
 
@@ -37,6 +38,24 @@ FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
 WHERE i.inhparent = to_regclass('orders') AND NOT i.inhdetachpending
 """
 
+# Purpose: how much waits in the intake, for how long, and what of it this release cannot read.
+_INTAKE = """
+SELECT coalesce(sum(records), 0)::int8 AS records,
+       coalesce(extract(epoch FROM clock_timestamp() - min(appended_at)), 0)::float8 AS oldest_seconds,
+       coalesce(sum(records) FILTER (WHERE version <> ALL($1::int2[])), 0)::int8 AS unreadable
+FROM intake
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class IntakeFacts:
+    """What waits in the database's intake."""
+
+    records: int = 0
+    oldest_seconds: float = 0.0
+    unreadable: int = 0
+    """Records of a release newer than this one."""
+
 
 @dataclass(frozen=True, slots=True)
 class DatabaseFacts:
@@ -55,6 +74,8 @@ class DatabaseFacts:
     missing_migrations: tuple[str, ...]
     partitions_end_at: float | None
     """Unix time up to which partitions exist; None without any."""
+    intake: IntakeFacts | None = None
+    """None before the migration that makes it."""
 
 
 async def inspect_database(url: str) -> DatabaseFacts:
@@ -73,6 +94,10 @@ async def _inspect(connection: Any) -> DatabaseFacts:
     row = dict(await connection.fetchrow(_SERVER))
     missing = await pending_migrations(connection)
     horizon = await connection.fetchval(_HORIZON)
+    intake = None
+    if await connection.fetchval("SELECT to_regclass('intake') IS NOT NULL"):
+        waiting = await connection.fetchrow(_INTAKE, sorted(WIRE_VERSIONS_READABLE))
+        intake = IntakeFacts(**dict(waiting))
     before = time.time()
     theirs = await connection.fetchval("SELECT extract(epoch FROM clock_timestamp())::float8")
     middle = (before + time.time()) / 2
@@ -81,6 +106,7 @@ async def _inspect(connection: Any) -> DatabaseFacts:
         clock_offset_seconds=theirs - middle,
         missing_migrations=tuple(missing),
         partitions_end_at=None if horizon is None else _unix(horizon),
+        intake=intake,
     )
 
 
