@@ -7,10 +7,13 @@ stays as it is, so the two servers need not be asked in the same moment.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from coffee_rt.runtime.clock import Clock
 from coffee_rt.store.contract import StoreKeeper, accounted_records
 from coffee_rt.streams.contract import Backlog, EntryId, Horizon, LogKeeper
+
+CLOSE_LOOK_SECONDS = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,7 @@ class Balance:
     dead: int
     lost: int
     imbalance: int
-    """Above 0: accepted records nobody accounts for. Below 0: some are counted twice."""
+    """Above 0: accepted records nobody accounts for. Below 0: the ledger has more than the log counted."""
 
     @property
     def states(self) -> dict[str, int]:
@@ -86,6 +89,46 @@ def weigh(settled: Settled, sums: dict[str, int]) -> Balance:
     )
 
 
-async def read_balance(keeper: StoreKeeper, settled: Settled) -> Balance:
-    """Add the ledger's side. Raises Retryable."""
-    return weigh(settled, await keeper.ledger_sums(settled.shard, settled.below))
+@dataclass(frozen=True, slots=True)
+class _CloseLook:
+    """What the numbers said where the sums differed by so many."""
+
+    sums_imbalance: int
+    imbalance: int
+    at: float
+
+
+class Scales:
+    """Balances of shards, by the sums; where those differ, by the numbers. Shared by the tasks of a process.
+
+    The sums cost nothing and are off for good once numbers were given twice; looking at the numbers reads an
+    hour of the ledger. So what a close look said is believed for a while, as long as the sums say the same.
+    """
+
+    def __init__(self, keeper: StoreKeeper, clock: Clock) -> None:
+        self._keeper = keeper
+        self._clock = clock
+        self._looks: dict[int, _CloseLook] = {}
+
+    async def balance(self, settled: Settled) -> Balance:
+        """Add the ledger's side. Raises Retryable."""
+        shard = settled.shard
+        sums = await self._keeper.ledger_sums(shard, settled.below)
+        balance = weigh(settled, sums)
+        if not balance.imbalance:
+            self._looks.pop(shard, None)
+            return balance
+        look, now = self._looks.get(shard), self._clock.monotonic()
+        is_known = look is not None and look.sums_imbalance == balance.imbalance
+        if look is None or not is_known or now - look.at > CLOSE_LOOK_SECONDS:
+            counted = settled.accepted
+            missing = await self._keeper.uncounted_records(shard, settled.below, counted)
+            imbalance = told_imbalance(missing, sums)
+            look = self._looks[shard] = _CloseLook(balance.imbalance, imbalance, now)
+        return replace(balance, imbalance=look.imbalance)
+
+
+def told_imbalance(missing: int, sums: dict[str, int]) -> int:
+    """What is wrong in all: numbers without a row, and rows that don't say what became of their records."""
+    done = sums["stored"] + sums["duplicates"] + sums["dead"]
+    return missing + max(0, sums["records"] - done)

@@ -13,8 +13,8 @@ class Finding:
     """One thing that is wrong, with the place of it."""
 
     kind: str
-    """missing-entry, unstored-entry, missing-ledger-row, missing-orders, extra-orders, repeated-numbers,
-    unlocated, view-group, intake-unaccounted."""
+    """missing-entry, unstored-entry, missing-ledger-row, missing-orders, extra-orders, unlocated, view-group,
+    intake-unaccounted."""
     records: int
     detail: str
     shard: int | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from coffee_rt.conservation.balance import Settled, read_balance, read_settled
+from coffee_rt.conservation.balance import Scales, Settled, read_settled
 from coffee_rt.errors import Retryable
 from coffee_rt.operator import metrics
 from coffee_rt.operator.contract import Autoscaler, Cluster, Workload
@@ -96,6 +96,7 @@ class Observer:
         self._cluster = cluster
         self._log_keeper = log_keeper
         self._store_keeper = store_keeper
+        self._scales = Scales(store_keeper, clock)
         self._folder = folder
         self._counter = counter
         self._redis = redis
@@ -153,7 +154,7 @@ class Observer:
 
     async def _imbalance(self, log: LogView) -> int:
         """Of all shards; one that lacks records is not made good by one with too many."""
-        balances = [await read_balance(self._store_keeper, each) for each in log.settled]
+        balances = [await self._scales.balance(each) for each in log.settled]
         return max((balance.imbalance for balance in balances), key=abs, default=0)
 
     async def _see_pods(self, spec: WorkersSpec | FanoutSpec | None) -> Pods | None:

@@ -234,6 +234,11 @@ class StoreKeeper(Protocol):
         all), compacted ones included. A lost record is one inside a gap that was not stored before it, so:
         counter = stored + duplicates + dead + lost."""
 
+    async def uncounted_records(self, shard: int, below: EntryKey, counter: int) -> int:
+        """How many of the numbers up to `counter` neither an entry below `below` nor a gap has: exact where the
+        sums are not, because numbers were given twice or a stranger's entry claims records. Below 0: so many
+        above `counter` are stored (the log counts on from less, and no gap said so). Reads an hour of rows."""
+
     async def heartbeat(self, process: str, instance: str, feature_level: int) -> None: ...
 
     async def timeline(self) -> str:

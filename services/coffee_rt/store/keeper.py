@@ -44,6 +44,10 @@ class PostgresKeeper:
         """See StoreKeeper."""
         return await ledger.ledger_sums(self._pool, shard, below)
 
+    async def uncounted_records(self, shard: int, below: EntryKey, counter: int) -> int:
+        """See StoreKeeper."""
+        return await ledger.uncounted_records(self._pool, shard, below, counter)
+
     async def heartbeat(self, process: str, instance: str, feature_level: int) -> None:
         """See StoreKeeper."""
         await self._pool.execute(

@@ -62,14 +62,22 @@ INSERT INTO shard_changes (shard, entries, records, stored, duplicates, dead)
 SELECT shard, 0, 0, sum(stored), sum(duplicates), sum(dead) FROM changed GROUP BY shard
 """
 
+# Purpose: keep gaps, each with what compacted rows had of it (a log that was emptied loses all its numbers).
 _RECORD_GAPS = """
-INSERT INTO gaps (batch_id, shard, entry_ms, entry_seq, counter_from, counter_to)
-SELECT * FROM unnest($1::uuid[], $2::int2[], $3::int8[], $4::int8[], $5::int8[], $6::int8[])
+INSERT INTO gaps (batch_id, shard, entry_ms, entry_seq, counter_from, counter_to, records_found)
+SELECT g.*, coalesce((
+    SELECT sum(upper(part) - lower(part))
+    FROM shard_sums AS s, unnest(s.numbers * int8multirange(int8range(
+        least(g.counter_from, g.counter_to, $7), least(g.counter_to, $7), '(]'))) AS part
+    WHERE s.shard = g.shard
+), 0)
+FROM unnest($1::uuid[], $2::int2[], $3::int8[], $4::int8[], $5::int8[], $6::int8[])
+    AS g (batch_id, shard, entry_ms, entry_seq, counter_from, counter_to)
 ON CONFLICT DO NOTHING
 """
 
 # Purpose: drop a shard's oldest rows below an entry; their sums are kept elsewhere, but what of them lies in
-# a gap is remembered there.
+# a gap is remembered there, and so are their numbers. Strangers' entries may claim any number, or none.
 _COMPACT = """
 WITH oldest AS (
     SELECT batch_id FROM stream_entries
@@ -77,7 +85,7 @@ WITH oldest AS (
     ORDER BY entry_ms, entry_seq LIMIT $4
 ), moved AS (
     DELETE FROM stream_entries WHERE batch_id IN (SELECT batch_id FROM oldest)
-    RETURNING batch_id, entry_ms, records, counter
+    RETURNING batch_id, entry_ms, records, counter, stored
 ), found AS (
     UPDATE gaps AS g SET records_found = g.records_found + f.records
     FROM (
@@ -87,9 +95,16 @@ WITH oldest AS (
         WHERE gap.shard = $1 GROUP BY gap.batch_id
     ) AS f WHERE g.batch_id = f.batch_id
 ), marked AS (
-    INSERT INTO shard_sums AS s (shard, through_ms)
-    SELECT $1, max(entry_ms) FROM moved HAVING count(*) > 0
-    ON CONFLICT (shard) DO UPDATE SET through_ms = greatest(s.through_ms, excluded.through_ms)
+    INSERT INTO shard_sums AS s (shard, through_ms, numbers, through_counter)
+    SELECT $1, max(entry_ms),
+           coalesce(range_agg(int8range(counter - records, counter, '(]'))
+               FILTER (WHERE records > 0 AND counter >= records AND counter <= $5), '{}'),
+           coalesce(max(counter) FILTER (WHERE stored > 0 AND counter <= $5), 0)
+    FROM moved HAVING count(*) > 0
+    ON CONFLICT (shard) DO UPDATE SET
+        through_ms = greatest(s.through_ms, excluded.through_ms),
+        numbers = s.numbers + excluded.numbers,
+        through_counter = greatest(s.through_counter, excluded.through_counter)
 )
 SELECT count(*) FROM moved
 """
@@ -138,6 +153,33 @@ SELECT row.entries::int8 AS entries, row.records::int8 AS records, row.stored::i
 FROM row CROSS JOIN gap
 """
 
+# Purpose: the numbers up to $4 that neither a row below an entry nor a gap has, and the highest number of a
+# record that was stored. Reads the rows of an hour: for where the sums differ.
+NUMBERS = """
+WITH below AS (
+    SELECT counter, records, stored FROM stream_entries
+    WHERE shard = $1 AND (entry_ms, entry_seq) < ($2::int8, $3::int8)
+      AND records > 0 AND counter >= records AND counter <= $5
+), known AS (
+    SELECT coalesce((SELECT numbers FROM shard_sums WHERE shard = $1), '{}')
+         + coalesce((SELECT range_agg(int8range(counter - records, counter, '(]')) FROM below), '{}')
+         + coalesce((
+               SELECT range_agg(int8range(counter_from, counter_to, '(]')) FROM gaps
+               WHERE shard = $1 AND (entry_ms, entry_seq) < ($2::int8, $3::int8)
+                 AND counter_from <= counter_to AND counter_to <= $5
+           ), '{}') AS numbers
+)
+SELECT coalesce((
+           SELECT sum(upper(part) - lower(part))
+           FROM known, unnest(int8multirange(int8range(0, $4::int8, '(]')) - known.numbers) AS part
+       ), 0)::int8 AS missing,
+       greatest(
+           (SELECT max(counter) FROM below WHERE stored > 0),
+           (SELECT through_counter FROM shard_sums WHERE shard = $1),
+           0
+       ) AS highest
+"""
+
 # Purpose: whether a read's snapshot includes an entry; a compacted one was stored long before.
 _IS_STORED = """
 SELECT EXISTS (SELECT FROM stream_entries WHERE batch_id = $1)
@@ -148,6 +190,8 @@ COMPACT_ROWS_MAX = 20_000
 """Ledger rows moved in one statement: larger holds a worker's redelivery up longer."""
 _INT4_MAX = 2**31 - 1
 _INT8_MAX = 2**63 - 1
+NUMBER_MAX = 2**62 - 1
+"""No log counts so far; a stranger's entry may claim it, and PostgreSQL's ranges need one more."""
 _END: EntryKey = (_INT8_MAX, _INT8_MAX)
 
 
@@ -212,6 +256,7 @@ async def record_gaps(connection: Any, plan: BatchPlan) -> None:
         [write.entry[1] for _, write, _ in gaps],
         _fitting([gap[0] for _, _, gap in gaps if gap], _INT8_MAX),
         _fitting([gap[1] for _, _, gap in gaps if gap], _INT8_MAX),
+        NUMBER_MAX,
     )
 
 
@@ -219,7 +264,7 @@ async def compact_ledger(pool: Pool, shard: int, below: EntryKey) -> int:
     """See StoreKeeper. In steps of bounded size, each whole in itself."""
     total = 0
     while True:
-        moved = int(await pool.fetchval(_COMPACT, shard, *below, COMPACT_ROWS_MAX))
+        moved = int(await pool.fetchval(_COMPACT, shard, *below, COMPACT_ROWS_MAX, NUMBER_MAX))
         total += moved
         if moved < COMPACT_ROWS_MAX:
             break
@@ -235,6 +280,17 @@ async def is_entry_stored(pool: Pool, shard: int, batch_id: bytes) -> bool:
 async def ledger_sums(pool: Pool, shard: int, below: EntryKey | None) -> dict[str, int]:
     """See StoreKeeper."""
     return dict(await pool.fetchrow(SUMS, shard, *(below or _END)))
+
+
+async def uncounted_records(pool: Pool, shard: int, below: EntryKey, counter: int) -> int:
+    """See StoreKeeper."""
+    return uncounted_of(await pool.fetchrow(NUMBERS, shard, *below, counter, NUMBER_MAX), counter)
+
+
+def uncounted_of(row: Any, counter: int) -> int:
+    """What a row of NUMBERS says."""
+    missing, highest = row["missing"], row["highest"]
+    return int(missing or min(0, counter - highest))
 
 
 def _fitting(values: list[int], largest: int) -> list[int]:

@@ -12,7 +12,7 @@ from typing import Any
 from uuid import UUID
 
 from coffee_rt.store.contract import EntryKey
-from coffee_rt.store.ledger import SUMS
+from coffee_rt.store.ledger import NUMBER_MAX, NUMBERS, SUMS, uncounted_of
 from coffee_rt.store.partitions import retired_to_ms
 from coffee_rt.store.pool import Pool
 
@@ -70,6 +70,11 @@ class LedgerReading:
     async def sums(self, shard: int, below: EntryKey) -> dict[str, int]:
         """As StoreKeeper.ledger_sums."""
         return dict((await self._fetch(SUMS, shard, *below))[0])
+
+    async def uncounted_records(self, shard: int, below: EntryKey, counter: int) -> int:
+        """As StoreKeeper.uncounted_records."""
+        [row] = await self._fetch(NUMBERS, shard, *below, counter, NUMBER_MAX)
+        return uncounted_of(row, counter)
 
     async def gaps(self, shard: int) -> list[tuple[int, int]]:
         """Numbers that a failover of the log lost, as it said itself."""

@@ -39,6 +39,7 @@ from coffee_rt.store.intake_contract import KeyHolder
 from coffee_rt.store.keeper import check_shards
 from coffee_rt.store.memory_database import GapRow, LedgerRow, MemoryDatabase
 from coffee_rt.store.memory_intake import key_losers
+from coffee_rt.store.memory_numbers import missing_count, shared_count
 from coffee_rt.store.partitions import DAY_MS, day_of, partition_of, plan_days
 
 _COUNTS = ("entries", "records", "stored", "duplicates", "dead")
@@ -171,6 +172,8 @@ class MemoryOrderWriter:
             )
             if write.gap is not None:
                 gap = GapRow(write.shard, write.entry, *write.gap)
+                compacted = database.numbers.get(write.shard, [])
+                gap.found = shared_count([write.gap], compacted)
                 database.gaps.setdefault(each.ledger_id, gap)
             for record in each.dead_letters:
                 database.dead_letters.append(
@@ -321,13 +324,18 @@ class MemoryKeeper:
         }
         if not moved:
             return 0
-        sums = database.sums.setdefault(shard, dict.fromkeys((*_COUNTS, "through_ms"), 0))
+        sums = database.sums.setdefault(
+            shard, dict.fromkeys((*_COUNTS, "through_ms", "through_counter"), 0)
+        )
         for key, gap in database.gaps.items():
             if gap.shard == shard:
                 gap.found += _records_inside(gap, key, moved)
         for key, row in moved.items():
             _add(sums, row)
+            database.numbers.setdefault(shard, []).append((row.counter - row.records, row.counter))
             sums["through_ms"] = max(sums["through_ms"], row.entry[0])
+            if row.stored:
+                sums["through_counter"] = max(sums["through_counter"], row.counter)
             del database.ledger[key]
         return len(moved)
 
@@ -347,6 +355,18 @@ class MemoryKeeper:
                 sums["gap_records"] += size
                 sums["lost"] += size - gap.found - _records_inside(gap, key, rows)
         return sums
+
+    async def uncounted_records(self, shard: int, below: EntryKey, counter: int) -> int:
+        """See StoreKeeper."""
+        database = self._database
+        compacted = database.numbers.get(shard, [])
+        rows = [r for r in database.ledger.values() if r.shard == shard and r.entry < below]
+        gaps = [g for g in database.gaps.values() if g.shard == shard and g.entry < below]
+        known = [*compacted, *((gap.counter_from, gap.counter_to) for gap in gaps)]
+        known += [(row.counter - row.records, row.counter) for row in rows]
+        through = database.sums.get(shard, {}).get("through_counter", 0)
+        highest = max([through, *(row.counter for row in rows if row.stored)])
+        return missing_count(counter, known) or min(0, counter - highest)
 
     async def heartbeat(self, process: str, instance: str, feature_level: int) -> None:
         """See StoreKeeper."""

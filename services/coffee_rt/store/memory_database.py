@@ -92,6 +92,8 @@ class MemoryDatabase:
     ledger: dict[bytes, LedgerRow] = field(default_factory=dict)
     sums: dict[int, dict[str, int]] = field(default_factory=dict)
     """Compacted ledger rows by shard."""
+    numbers: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+    """(first, last] of what they counted."""
     gaps: dict[bytes, GapRow] = field(default_factory=dict)
     dead_letters: list[DeadLetter] = field(default_factory=list)
     aliases: dict[bytes, tuple[int, bytes]] = field(default_factory=dict)
@@ -147,6 +149,7 @@ class MemoryDatabase:
             order_keys=dict(self.order_keys),
             ledger={key: replace(row) for key, row in self.ledger.items()},
             sums={shard: dict(sums) for shard, sums in self.sums.items()},
+            numbers={shard: list(numbers) for shard, numbers in self.numbers.items()},
             gaps={key: replace(gap) for key, gap in self.gaps.items()},
             dead_letters=list(self.dead_letters),
             aliases=dict(self.aliases),

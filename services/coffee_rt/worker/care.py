@@ -11,7 +11,7 @@ import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from coffee_rt.conservation.balance import Balance, read_balance, read_settled
+from coffee_rt.conservation.balance import Balance, Scales, read_settled
 from coffee_rt.domain.wire import INTAKE_SHARD
 from coffee_rt.errors import Retryable
 from coffee_rt.runtime.breaker import CircuitBreaker
@@ -72,6 +72,7 @@ class Caretaker:
         self._limits = limits
         self._intake = intake
         self._uniform = uniform
+        self._scales = Scales(store_keeper, clock)
         self._is_timeline_told = True
         self.timeline = ""
         """PostgreSQL's, as the log was last told it from here."""
@@ -281,7 +282,7 @@ class Caretaker:
         async with self._log_breaker:
             _, settled = await read_settled(self._log_keeper, self._limits.group)
         async with self._store_breaker:
-            return [await read_balance(self._store_keeper, each) for each in settled]
+            return [await self._scales.balance(each) for each in settled]
 
 
 def covered_to_ms(partitions: Sequence[PartitionState], now_ms: int) -> int:

@@ -78,14 +78,14 @@ PUBLISH_FAILURES = metrics.counter(
 )
 CONSERVATION = metrics.gauge(
     "coffee_rt_conservation_imbalance_records",
-    "Accepted minus stored, duplicate, dead and lost records of a shard's settled entries. Not 0: records "
-    "are missing (above) or doubled (below): `coffee-rt audit` names them.",
+    "Accepted records of a shard's settled entries that are not stored, duplicate, dead or lost. Above 0: they "
+    "are missing. Below 0: the log counts on from less than is stored. `coffee-rt audit` names them.",
     ("shard",),
 )
 CONSERVATION_RECORDS = metrics.gauge(
     "coffee_rt_conservation_records",
     "Records of a shard by what became of them: accepted = stored + duplicate + dead + lost + in_flight + the "
-    "imbalance. Since the install; dead falls when letters are redriven.",
+    "imbalance, less numbers that a failover of the log gave twice. Since the install; dead falls when letters are redriven.",
     ("shard", "state"),
 )
 CARE_FAILURES = metrics.counter(
