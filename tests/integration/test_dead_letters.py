@@ -142,6 +142,24 @@ async def test_a_taken_id_is_given_up_by_the_amended_order(platform: Platform) -
     sent = await platform.send("POST", f"{LETTERS}/{letter}/redrive")
     assert sent["outcome"] == "stored"
     assert await sums(platform) == (2, 2, 0, 0)
+    # The id is the first order's, and stays it.
+    assert await platform.pool.fetchval("SELECT count(*) FROM order_aliases") == 0
+    body, _ = await platform.get(f"/api/v1/orders/{format_id(first.order_id)}")
+    assert body["drink"] == first.drink
+
+
+async def test_an_id_that_was_answered_leads_to_the_amended_order_under_its_new_one(
+    platform: Platform,
+) -> None:
+    answered, amended = platform.order(price_minor=0), platform.order()
+    [letter] = await bury(platform, dead(answered))
+    new_id = format_id(amended.order_id)
+    await platform.send("PUT", f"{LETTERS}/{letter}", GOOD | {"order_id": new_id})
+    old = f"/api/v1/orders/{format_id(answered.order_id)}"
+    assert (await platform.get(old))[0]["state"] == "dead"
+    await platform.send("POST", f"{LETTERS}/{letter}/redrive")
+    body, _ = await platform.get(old)
+    assert (body["state"], body["order_id"], body["drink"]) == ("stored", new_id, "tea")
 
 
 async def test_amendments_obey_the_rules_of_orders(platform: Platform) -> None:

@@ -33,6 +33,7 @@ from coffee_rt.store.redrives import (
     Outcome,
     Redriven,
     RedrivePlan,
+    answered_aliases,
     ledger_moves,
     plan_redrive,
     settle,
@@ -184,8 +185,8 @@ class PostgresLetterRedriver:
         inserted = await insert_suspects(connection, batch, batch.rows, payload)
         orders: list[Order] = [row[1] for row in inserted]
         await copy_deltas(connection, encode_views(catalogue, orders))
-        await insert_aliases(connection, batch.aliases)
         done = settle(plan, batch, {id(order) for order in orders})
+        await insert_aliases(connection, [*batch.aliases, *answered_aliases(plan, batch, done)])
         await _move(connection, ledger_moves(letters, done))
         return done
 

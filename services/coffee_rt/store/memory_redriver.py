@@ -22,6 +22,7 @@ from coffee_rt.store.redrives import (
     LetterSelection,
     Outcome,
     Redriven,
+    answered_aliases,
     ledger_moves,
     plan_redrive,
     settle,
@@ -79,7 +80,8 @@ class MemoryLetterRedriver:
         inserted = [order for order in self._insert(batch, is_dry_run) if id(order) in kept]
         done = settle(plan, batch, {id(order) for order in inserted})
         if not is_dry_run:
-            self._count(inserted, batch, ledger_moves(letters, done))
+            aliases = [*batch.aliases, *answered_aliases(plan, batch, done)]
+            self._count(inserted, aliases, ledger_moves(letters, done))
             self._mark(redrive, done, now_ms)
         self._database.reach("redriven")
         return done
@@ -108,9 +110,14 @@ class MemoryLetterRedriver:
                     self._database.orders[order_id] = StoredOrder(order, ledger_id)
         return inserted
 
-    def _count(self, inserted: list[Order], batch: BatchPlan, moves: Sequence[LedgerMove]) -> None:
+    def _count(
+        self,
+        inserted: list[Order],
+        aliases: Sequence[tuple[bytes, int, bytes]],
+        moves: Sequence[LedgerMove],
+    ) -> None:
         database = self._database
-        for order_id, tenant, target in batch.aliases:
+        for order_id, tenant, target in aliases:
             database.aliases.setdefault(order_id, (tenant, target))
         xid = database.next_xid()
         for view in database.catalogue.views:

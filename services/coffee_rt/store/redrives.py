@@ -16,7 +16,7 @@ from coffee_rt.domain import wire
 from coffee_rt.domain.ids import id_time_ms
 from coffee_rt.domain.orders import Order, check_stored_order
 from coffee_rt.errors import Rejected
-from coffee_rt.store.batches import KEY_CONFLICT, BatchPlan
+from coffee_rt.store.batches import KEY_CONFLICT, ORDER_ID_CONFLICT, BatchPlan
 from coffee_rt.store.contract import DeadLetter, EntryWrite
 
 LETTERS_MAX = 500
@@ -189,6 +189,22 @@ def settle(plan: RedrivePlan, batch: BatchPlan, inserted: Collection[int]) -> li
         else:
             done.append(Redriven(letter.id, Outcome.DUPLICATE))
     return sorted(done, key=lambda each: each.id)
+
+
+def answered_aliases(
+    plan: RedrivePlan, batch: BatchPlan, done: Collection[Redriven]
+) -> list[tuple[bytes, int, bytes]]:
+    """(id, tenant, target): ids that were answered for letters whose amended order has another one. One that is
+    another order's own stays that order's."""
+    settled = {each.id for each in done if each.outcome in (Outcome.STORED, Outcome.DUPLICATE)}
+    targets = {order_id: target for order_id, _, target in batch.aliases}
+    return [
+        (letter.order_id, letter.tenant, targets.get(order.order_id, order.order_id))
+        for letter, order in plan.places.values()
+        if letter.id in settled
+        and letter.order_id not in (None, order.order_id)
+        and letter.code != ORDER_ID_CONFLICT
+    ]
 
 
 def ledger_moves(letters: Sequence[DeadLetter], done: Sequence[Redriven]) -> list[LedgerMove]:
