@@ -14,6 +14,7 @@ import pytest
 from coffee_rt.errors import Bug, Retryable
 from coffee_rt.runtime.settings import DatabaseSettings
 from coffee_rt.store.contract import BadData
+from coffee_rt.store.keeper import PostgresKeeper
 from coffee_rt.store.migrations import known_migrations, migrate, pending_migrations
 from coffee_rt.store.order_rows import id_range
 from coffee_rt.store.pool import Pool, create_pool
@@ -56,6 +57,31 @@ async def test_migration_changed_after_it_was_applied_is_refused(
     file.write_text("CREATE TABLE a (b bigint)")
     with pytest.raises(Bug, match="0001_first was changed"):
         await migrate(empty_database_url, tmp_path)
+
+
+async def test_what_was_compacted_before_numbers_were_kept_is_taken_for_whole(
+    empty_database_url: str, tmp_path: Path
+) -> None:
+    *before, numbers = known_migrations()[:7]
+    for migration in before:
+        (tmp_path / f"{migration.name}.sql").write_text(migration.sql, "utf-8")
+    await migrate(empty_database_url, tmp_path)
+    connection = await asyncpg.connect(empty_database_url)
+    await connection.execute(
+        """INSERT INTO shard_sums (shard, entries, records, stored, through_ms)
+           VALUES (0, 2, 5, 5, 7), (1, 1, 4, 4, 7), (2, 1, 1, 1, 0), (-1, 1, 9, 9, 7);
+           INSERT INTO stream_entries
+               (batch_id, shard, entry_ms, entry_seq, counter, records, stored, duplicates, dead)
+           VALUES (gen_random_uuid(), 0, 8, 0, 8, 3, 3, 0, 0)"""
+    )
+    await connection.close()
+    (tmp_path / f"{numbers.name}.sql").write_text(numbers.sql, "utf-8")
+    assert await migrate(empty_database_url, tmp_path) == ["0007_numbers"]
+    pool = await create_pool(DatabaseSettings(url=empty_database_url))
+    keeper = PostgresKeeper(pool)
+    counted = [await keeper.uncounted_records(shard, (9, 0), 8) for shard in range(3)]
+    await pool.close()
+    assert counted == [0, 4, 8]
 
 
 async def test_failed_migration_leaves_nothing_of_itself(
