@@ -93,6 +93,24 @@ async def test_a_fold_tells_absolute_rows_and_the_next_version(database_url: str
     ]
 
 
+async def test_a_fold_is_on_disk_before_it_is_told(database_url: str) -> None:
+    """Also where the server's default is not to wait: what browsers were shown must not be forgotten."""
+    async with a_pool(database_url) as pool:
+        view = await a_live_view(pool)
+        await commit_orders(pool, some_orders(20))
+        await pool.execute(
+            "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET synchronous_commit = off',"
+            " current_database()); END $$"
+        )
+    async with a_pool(database_url) as pool:
+        assert await pool.fetchval("SHOW synchronous_commit") == "off"
+        folder = PostgresViewFolder(pool)
+        lanes = [work.key.lane for work in await folder.waiting_lanes()]
+        before = await pool.fetchval("SELECT pg_current_wal_insert_lsn()")
+        assert await folder.fold_lanes(view.internal, lanes, 1000, 1000)
+        assert await pool.fetchval("SELECT pg_current_wal_flush_lsn() > $1", before)
+
+
 async def test_a_fold_of_too_many_rows_says_reload(database_url: str) -> None:
     async with a_pool(database_url) as pool:
         view = await a_live_view(pool, lanes=1)

@@ -137,7 +137,10 @@ class PostgresViewCatalogue:
     async def _change(self, work: Callable[[Any], Awaitable[None]]) -> None:
         """Run `work` in a transaction that holds the exclusive lock; wholly again when a lock (also of
         a DROP TABLE in it) was not had in time. Raises Retryable after TRIES_MAX."""
-        begin = f"BEGIN; SET LOCAL lock_timeout = {LOCK_MILLISECONDS}"
+        begin = (
+            "BEGIN; SET LOCAL synchronous_commit = on;"
+            f" SET LOCAL lock_timeout = {LOCK_MILLISECONDS}"
+        )
         for attempt in range(TRIES_MAX):
             try:
                 async with self._pool.transaction(begin) as connection:

@@ -74,7 +74,9 @@ class PostgresViewFolder:
             return []
         try:
             rows = await self._pool.fetch(
-                f"SELECT * FROM mv_{view}_fold($1, $2, $3) ORDER BY _lane",
+                # On disk before it is published, whatever the server's default: a browser never forgets a version.
+                "SELECT f.* FROM set_config('synchronous_commit', 'on', true),"
+                f" mv_{view}_fold($1, $2, $3) f ORDER BY _lane",
                 list(lanes),
                 deltas_max,
                 rows_max,

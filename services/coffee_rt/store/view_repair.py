@@ -85,6 +85,7 @@ class PostgresViewRepairer:
 
     async def _rebuild(self, definition: ViewDefinition, chunk: Chunk) -> int:
         async with self._pool.transaction() as connection:
+            await connection.execute("SET LOCAL synchronous_commit = on")  # As of a fold.
             # In lane order, so that two repairs wait for each other instead of deadlocking.
             await connection.execute(
                 "SELECT FROM view_lanes WHERE internal = $1 ORDER BY lane FOR UPDATE", chunk.view
