@@ -30,6 +30,7 @@ from coffee_rt.embedded.servers import EmbeddedPostgres
 from coffee_rt.runtime.settings import DatabaseSettings, environment
 from coffee_rt.store.migrations import migrate
 from tests.chaos.part import Part, port_of
+from tests.chaos.postgres import ChaosPostgres
 from tests.chaos.proxy import FaultProxy, hold_port
 from tests.chaos.valkey import ChaosValkey
 
@@ -67,6 +68,8 @@ class Shape:
     """Of every process, over QUICK: (variable, value)."""
     valkey: tuple[tuple[str, str], ...] = ()
     """Valkey's own configuration over the embedded one's, e.g. ("appendfsync", "everysec")."""
+    postgres: tuple[tuple[str, str], ...] = ()
+    """Likewise PostgreSQL's."""
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -103,7 +106,9 @@ class Platform:
             port=ports["valkey"],
             settings=dict(shape.valkey),
         )
-        self.postgres = EmbeddedPostgres(folder / "postgres", port=ports["postgres"])
+        self.postgres = ChaosPostgres(
+            folder / "postgres", port=ports["postgres"], settings=dict(shape.postgres)
+        )
         self.parts: dict[str, Part] = {}
         self.links: dict[tuple[str, str], FaultProxy] = {}
 

@@ -136,7 +136,8 @@ class Bench:
         verdict.throughput_after_percent = throughput_percent(notes, recovered_at, healthy_until)
         verdict.observer_seconds = observer_seconds
         verdict.observer_connects = observer.connects
-        verdict.problems += observer.problems + observed
+        if not world.expected.is_history_lost:
+            verdict.problems += observer.problems + observed
         verdict.figures = world.figures
         if notes.skipped:
             verdict.figures["requests_skipped_by_recorder"] = notes.skipped

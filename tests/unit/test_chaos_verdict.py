@@ -6,6 +6,7 @@ import pytest
 
 from tests.chaos.facts import Facts, Row
 from tests.chaos.notes import Attempt, Notes, Sent, collect_notes
+from tests.chaos.postgres import synced_writes
 from tests.chaos.valkey import synced_bytes
 from tests.chaos.verdict import Expected, Verdict, judge, last_failure
 
@@ -126,3 +127,21 @@ def test_only_what_a_finished_sync_covers_survives_a_power_cut() -> None:
     )
     assert synced_bytes(trace, 1000, is_sure=True) == 1150
     assert synced_bytes(trace, 1000, is_sure=False) == 1175
+
+
+def test_only_log_that_a_finished_sync_was_called_after_survives_a_power_cut() -> None:
+    """Calls of several sessions interleave; one sync fails, one never comes back."""
+    name = "000000010000000000000001"
+    file = "".join(f"\\x{byte:02x}" for byte in f"/data/pg_wal/{name}".encode())
+    trace = rf"""
+7     pwrite64(5<{file}>, "\x61\x62", 2, 0) = 2
+7     fdatasync(5<{file}> <unfinished ...>
+812   pwrite64(9<{file}>, "\x63", 1, 2) = 1
+7     <... fdatasync resumed>) = 0 (DELAYED)
+7     pwrite64(6<\x62\x61\x73\x65>, "\x7a", 1, 0) = 1
+812   fdatasync(9<{file}>) = -1 EIO (Input/output error) (INJECTED)
+812   pwrite64(9<{file}>, "\x64", 1, 3) = 1
+812   fdatasync(9<{file}> <unfinished ...>
+812   +++ killed by SIGKILL +++
+"""
+    assert synced_writes(trace.splitlines()) == ({name: [(0, b"ab")]}, 2)

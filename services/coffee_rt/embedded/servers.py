@@ -127,13 +127,16 @@ class EmbeddedPostgres(Server):
         self._end_leftover()
 
     def spawn(self) -> subprocess.Popen[bytes]:
-        settings = dict(_POSTGRES_SETTINGS)
-        if not self.durability.is_synced:
-            settings |= _POSTGRES_UNSYNCED
         conf = self.data_dir / _OUR_CONF
-        conf.write_text("".join(f"{name} = '{value}'\n" for name, value in settings.items()))
-        command = (_postgres_bin() / "postgres", "-D", self.data_dir, "-p", str(self.port))
-        return spawn(command, self.log, user=self._user(), death_signal=signal.SIGINT)
+        lines = (f"{name} = '{value}'\n" for name, value in self._settings().items())
+        conf.write_text("".join(lines))
+        return spawn(self._command(), self.log, user=self._user(), death_signal=signal.SIGINT)
+
+    def _settings(self) -> dict[str, str]:
+        return _POSTGRES_SETTINGS | ({} if self.durability.is_synced else _POSTGRES_UNSYNCED)
+
+    def _command(self) -> list[str | Path]:
+        return [_postgres_bin() / "postgres", "-D", self.data_dir, "-p", str(self.port)]
 
     def is_ready(self) -> bool:
         """From the status line that the server keeps in its pid file (as pg_ctl does)."""

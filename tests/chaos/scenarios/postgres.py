@@ -15,6 +15,7 @@ import asyncpg
 
 from coffee_rt.embedded.launch import spawn
 from coffee_rt.embedded.servers import EmbeddedPostgres, _postgres_bin
+from tests.chaos.postgres import ChaosPostgres
 from tests.chaos.proxy import Direction
 from tests.chaos.scenario import World, scenario
 
@@ -153,10 +154,10 @@ async def partition_missing(world: World) -> None:
             await admin.execute("DROP TABLE taken_away")
 
 
-async def make_standby(world: World) -> EmbeddedPostgres:
+async def make_standby(world: World) -> ChaosPostgres:
     """A standby that follows the primary, on a port of its own."""
     primary = world.platform.postgres
-    standby = EmbeddedPostgres(world.platform.folder / "standby")
+    standby = ChaosPostgres(world.platform.folder / "standby", settings={})
     owner = primary.data_dir.stat()
     standby.data_dir.mkdir(mode=0o700)
     os.chown(standby.data_dir, owner.st_uid, owner.st_gid)
