@@ -232,6 +232,15 @@ def test_audit_finds_the_views_equal_to_the_orders(shared: Up) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_nightly_audit_says_what_it_compared_and_how_far_it_is(shared: Up) -> None:
+    done = run_to_end("audit", "--views-since=48h", "--data-dir", str(shared.data_dir))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("Compared 4 shards with ")
+    assert " and 2 views in " in done.stdout
+    told = {line.partition(":")[0] for line in done.stderr.splitlines()}
+    assert told == {"shard 0", "shard 1", "shard 2", "shard 3", "hourly", "minutely"}
+
+
 def test_a_key_is_shown_once(shared: Up) -> None:
     added = run_to_end("keys", "add", "till", "--data-dir", str(shared.data_dir))
     assert added.stdout.startswith("crt_"), added.stderr
