@@ -115,7 +115,7 @@ def _safe(board: Dashboard) -> None:
             Look(
                 "Conservation imbalance",
                 "Accepted minus stored, duplicate, dead and lost records, by shard; above 0 records are missing, "
-                "below 0 some are counted twice.",
+                "below 0 the log has counted fewer than are stored.",
                 "0 on every shard, always.",
                 alert="ConservationViolated",
             ),

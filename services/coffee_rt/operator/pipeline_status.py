@@ -68,8 +68,8 @@ def degraded_of(spec: PipelineSpec, tended: Tended) -> Condition:
     faults = {**look.faults, **(tended.faults or {})}
     imbalance = look.store.imbalance if look.store else None
     if imbalance and tended.is_imbalance_sure:
-        reason = "RecordsMissing" if imbalance > 0 else "RecordsDoubled"
-        message = f"a shard is {abs(imbalance)} records off; compare the ledger with the log"
+        reason = "RecordsMissing" if imbalance > 0 else "CountSetBack"
+        message = f"a shard is {abs(imbalance)} records off: coffee-rt audit names them"
         return Condition("Degraded", "True", reason, message)
     for part, (reason, sentence) in _FAULTS.items():
         if faults.get(part):
