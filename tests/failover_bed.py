@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-
-import psutil
 
 from coffee_rt.embedded.server_process import LAPTOP
 from tests.chaos.proxy import FaultProxy
 from tests.log_servers import PASSWORD, ValkeyCluster, ValkeyNode, ValkeySentinels, wait_until
 
+REFUSED_AFTER_SECONDS = 0.5
 CUT_SECONDS = 0.5
 """How long replication is cut before the master dies."""
 BEYOND_SECONDS = 1.0
@@ -54,28 +54,53 @@ class PartedProxy(FaultProxy):
         super().__init__(name, lambda: ("127.0.0.1", self.server_port))
         self.server_port = 0
         self._friend: int | None = None
+        self._refusing: set[asyncio.Task[None]] = set()
 
     def part_from_all_but(self, pid: int) -> None:
         self._friend = pid
         for connection in list(self.connections):
-            if not self._is_let_through(connection.client):
+            if not has_port(pid, port_of(connection.client)):
                 connection.reset()
 
     def rejoin(self) -> None:
         self._friend = None
 
-    def _is_let_through(self, writer: asyncio.StreamWriter) -> bool:
-        if self._friend is None:
-            return True
-        port = writer.get_extra_info("peername")[1]
-        connections = psutil.Process(self._friend).net_connections("tcp")
-        return any(each.laddr.port == port for each in connections)
-
     async def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._is_let_through(writer):
+        friend = self._friend
+        # Looking takes tens of milliseconds, and those that are refused come back at once.
+        if friend is None or await asyncio.to_thread(has_port, friend, port_of(writer)):
             await super()._take(reader, writer)
-        else:
+            return
+        task = asyncio.current_task()
+        assert task is not None
+        self._refusing.add(task)
+        try:
+            await asyncio.sleep(REFUSED_AFTER_SECONDS)
+        finally:
+            self._refusing.discard(task)
             writer.transport.abort()
+
+    async def close(self) -> None:
+        # All that were refused are gone by then.
+        while self._refusing:  # noqa: ASYNC110
+            await asyncio.sleep(REFUSED_AFTER_SECONDS / 5)
+        await super().close()
+
+
+def port_of(client: asyncio.StreamWriter) -> int:
+    return int(client.get_extra_info("peername")[1])
+
+
+def has_port(pid: int, port: int) -> bool:
+    """Whether a connection from a port of loopback is a process's."""
+    ours = f" 0100007F:{port:04X} "
+    lines = Path(f"/proc/{pid}/net/tcp").read_text().splitlines()
+    sockets = {f"socket:[{line.split()[9]}]" for line in lines if ours in line[:20]}
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            if str(descriptor.readlink()) in sockets:
+                return True
+    return False
 
 
 class Bed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from coffee_rt.errors import NotExecuted, Retryable
 from coffee_rt.streams.flush import ProducerLimits
 from coffee_rt.streams.producer import GroupProducer
 from coffee_rt.streams.redis import RedisConnector
+from tests.failover_bed import PartedProxy
 from tests.keyed_clients import Clients, logged_ids
 from tests.log_servers import MASTER, PASSWORD, ValkeyNode, ValkeySentinels, running, wait_until
 from tests.streams_bed import RedisBed, an_append
@@ -97,6 +99,33 @@ async def test_a_frozen_master_is_left_and_what_it_holds_back_is_never_answered(
     told = await clients.stop()
     assert sorted(await logged_ids(bed)) == sorted(told)
     await bed.close()
+
+
+async def test_a_master_that_was_cut_off_with_us_is_left(tmp_path: Path) -> None:
+    """It lives, answers and lacks its replicas, which have another master."""
+    proxy = PartedProxy("all>master")
+    await proxy.start()
+    servers = ValkeySentinels(tmp_path, replicas=2, front_port=proxy.port)
+    proxy.server_port = servers.servers[0].port
+    try:
+        await asyncio.to_thread(servers.start)
+        bed = RedisBed(servers.url, "n")
+        await bed.keeper().ensure_group("workers")
+        clients = Clients(bed.producer(LIMITS))
+        clients.start()
+        await clients.wait_told(0, 20)
+        proxy.part_from_all_but(os.getpid())
+        await asyncio.to_thread(
+            wait_until, lambda: servers.master() is not servers.servers[0], "another master"
+        )
+        for shard in range(bed.log.keys.shards):
+            await clients.wait_told(shard, 20, 60)
+        told = await clients.stop()
+        assert set(told) <= set(await logged_ids(bed))
+        await bed.close()
+    finally:
+        await asyncio.to_thread(servers.stop)
+        await proxy.close()
 
 
 async def test_a_lossy_failover_is_seen_as_a_gap(servers: ValkeySentinels) -> None:

@@ -200,6 +200,10 @@ class RedisTarget:
             is_synced, replicas = bool(replicas[0]), replicas[1]
         if replicas < limits.replicas_min or not is_synced:
             metrics.REPLICAS_MISSED.inc()
+            if self._connector.fails_over:
+                # Perhaps it was cut off with us, and its replicas have another master by now: it would never say
+                # so. Looked up again before the next flush; there is one at a time, so nothing else is lost.
+                link.close("too few replicas")
             where = "on disk" if limits.is_disk_awaited else "in memory"
             raise Retryable(f"only {replicas} of {limits.replicas_min} replicas have it {where}")
         return reply, int(replicas)
