@@ -21,7 +21,7 @@ class Log:
 
 
 def a_congestion(log: Log) -> Congestion:
-    return Congestion(SystemClock(), log.look, 0.5)
+    return Congestion(SystemClock(), log.look, wait_seconds_max=0.5, turn_seconds_max=0.22)
 
 
 def code(congestion: Congestion) -> str | None:
@@ -36,6 +36,15 @@ def test_one_slow_turn_is_no_overload_and_two_are() -> None:
     congestion.look(0.3)
     assert code(congestion) == "overloaded"
     congestion.look(0.0)
+    assert code(congestion) is None
+
+
+def test_turns_have_a_bound_of_their_own_below_that_of_all_waits() -> None:
+    congestion = a_congestion(Log())
+    congestion.look(0.23)
+    congestion.look(0.23)
+    assert code(congestion) == "overloaded"
+    congestion.look(0.21)
     assert code(congestion) is None
 
 

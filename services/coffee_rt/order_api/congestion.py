@@ -1,8 +1,9 @@
 """Whether this process keeps up: how long a request that arrives now would wait, and what to say when that is
 too long.
 
-Two waits are added: for a turn of the event loop (the process is out of CPU), and for the flushes before it
-(the log is slow). An order that would wait longer than its client does is work for nobody, and it makes all
+Two waits are looked at: for a turn of the event loop (the process is out of CPU), and for the flushes before it
+(the log is slow). Turns are bounded more tightly: a log that stalls soon goes on where it was, but behind a long
+turn stands a queue of connections that nobody has looked at yet, and it grows. An order that would wait longer than its client does is work for nobody, and it makes all
 behind it late as well: so it is refused at once, before anything of it is read, while those let in are still
 answered in time. One slow turn is no overload; two in a row are.
 """
@@ -24,12 +25,19 @@ class Congestion:
     """One of a process: `run` looks, every request reads `refusal`."""
 
     def __init__(
-        self, clock: Clock, log_wait_seconds: Callable[[], float], wait_seconds_max: float
+        self,
+        clock: Clock,
+        log_wait_seconds: Callable[[], float],
+        *,
+        wait_seconds_max: float,
+        turn_seconds_max: float,
     ) -> None:
-        """`log_wait_seconds`: the expected wait for the log, of the shard with the shortest."""
+        """`log_wait_seconds`: the expected wait for the log, of the shard with the shortest. `wait_seconds_max`
+        bounds that and the turns together, `turn_seconds_max` each of two turns in a row."""
         self._clock = clock
         self._log_wait_seconds = log_wait_seconds
         self._wait_seconds_max = wait_seconds_max
+        self._turn_seconds_max = turn_seconds_max
         self._late_before = 0.0
         self.refusal: Overload | None = None
         """Why orders are refused now; None while they are taken."""
@@ -48,7 +56,7 @@ class Congestion:
         # A request waits up to a turn to be read, and up to another to be answered.
         wait = 2 * turn + log_wait
         WAIT_SECONDS.set(wait)
-        if wait <= self._wait_seconds_max:
+        if wait <= self._wait_seconds_max and turn <= self._turn_seconds_max:
             self.refusal = None
         elif log_wait > self._wait_seconds_max / 2:
             detail = "The order log is too slow at the moment."

@@ -81,6 +81,12 @@ class OrderApiSettings(ProcessSettings):
         help="Expected wait for this process and for the log above which new orders get 503 at once. Below "
         "the time clients wait for an answer, above three flushes at their slowest.",
     )
+    turn_seconds_max: float = own(
+        0.25,
+        gt=0,
+        help="Turn of the event loop above which, twice in a row, new orders get 503 at once: the process has "
+        "more to do than it can.",
+    )
     bodies_bytes_max: int = own(
         134_217_728,
         ge=1_048_576,

@@ -187,7 +187,12 @@ async def open_order_api(
             trusted_proxies=settings.trusted_proxies,
         )
         places = producer if queue is None else IntakeProducer(producer, queue)
-        congestion = Congestion(clock, producer.look, settings.wait_seconds_max)
+        congestion = Congestion(
+            clock,
+            producer.look,
+            wait_seconds_max=settings.wait_seconds_max,
+            turn_seconds_max=settings.turn_seconds_max,
+        )
         app = assemble(settings, lifecycle, places, acks, gate, congestion)
         lifecycle.spawn(producer.join(), "flushes")
         lifecycle.spawn(watch.run(clock), "intake-watch")
