@@ -52,6 +52,8 @@ class Rendered:
                 yield component_of(each), each["spec"]
             elif each["kind"] in ("Deployment", "StatefulSet", "Job"):
                 yield component_of(each), each["spec"]["template"]["spec"]
+            elif each["kind"] == "CronJob":
+                yield component_of(each), each["spec"]["jobTemplate"]["spec"]["template"]["spec"]
 
     def pod(self, component: str) -> Object:
         [found] = [spec for name, spec in self.pods() if name == component]

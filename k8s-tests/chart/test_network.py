@@ -22,7 +22,7 @@ class Network:
     def __init__(self, rendered: Rendered) -> None:
         self.labels = {
             component_of(each): _pod_labels(each)
-            for each in rendered.of("Deployment", "StatefulSet", "Job", "Pod")
+            for each in rendered.of("Deployment", "StatefulSet", "Job", "CronJob", "Pod")
         }
         self.policies = rendered.of("NetworkPolicy")
 
@@ -91,6 +91,14 @@ def test_the_migration_reaches_postgresql_and_nothing_else(network: Network) -> 
     assert not network.allows("migrate", "order-api", 8000)
 
 
+def test_the_audit_reaches_both_stores_and_nobody_reaches_it(network: Network) -> None:
+    for store, port in STORES.items():
+        assert network.allows("audit", store, port)
+    assert not network.allows("audit", "order-api", 8000)
+    assert not network.allows("audit", OUTSIDE, 443)
+    assert not network.allows(OUTSIDE, "audit", 8000)
+
+
 def test_nobody_else_reaches_the_stores(network: Network) -> None:
     for store, port in STORES.items():
         assert not network.allows(OUTSIDE, store, port)
@@ -134,7 +142,7 @@ def test_the_operator_alone_reaches_the_api_server(network: Network) -> None:
 
 
 def test_all_processes_resolve_names(network: Network) -> None:
-    for component in (*PROCESSES.values(), "operator", "migrate", "test"):
+    for component in (*PROCESSES.values(), "operator", "migrate", "audit", "test"):
         assert network.allows(component, OUTSIDE, 53), component
 
 
@@ -175,7 +183,7 @@ def test_the_servers_of_cloudnative_pg_are_reached_by_whoever_stores(
     assert len(targets) == 1 + pooler
     for target, labels in targets.items():
         network.labels[target] = labels
-        for component in (*PROCESSES.values(), "operator", "migrate"):
+        for component in (*PROCESSES.values(), "operator", "migrate", "audit"):
             assert network.is_sent(component, target, 5432), (component, target)
 
 
@@ -190,7 +198,11 @@ def test_policies_can_be_left_out(chart: Chart) -> None:
 
 
 def _pod_labels(each: Object) -> dict[str, str]:
-    place: dict[str, Any] = each if each["kind"] == "Pod" else each["spec"]["template"]
+    place: dict[str, Any] = each
+    if each["kind"] == "CronJob":
+        place = each["spec"]["jobTemplate"]
+    if each["kind"] != "Pod":
+        place = place["spec"]["template"]
     labels: dict[str, str] = place["metadata"]["labels"]
     return labels
 

@@ -216,7 +216,7 @@ def test_connections_are_summed_over_all_pods_at_their_most(chart: Chart) -> Non
         for key in pools
     }
     values["operator"] = {"enabled": True, "replicas": 1, "databasePoolSizeMax": 2}
-    needed = sum(ceil(pods[key] * 1.25) * pools[key] for key in pools) + 2 + 1
+    needed = sum(ceil(pods[key] * 1.25) * pools[key] for key in pools) + 2 + 1 + 1
     chart.render({**values, "postgresql": {"maxConnections": needed + 10}})
     said = chart.refusal({**values, "postgresql": {"maxConnections": needed + 9}})
     assert f"the processes may open {needed}: " in said

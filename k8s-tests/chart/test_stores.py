@@ -11,7 +11,16 @@ import pytest
 from store_pods import find, render
 
 VALKEY_MODES = ("bundled", "sentinel", "cluster")
-CLIENTS = {"order-api", "worker", "aggregator", "fanout", "query-api", "operator", "migrate"}
+CLIENTS = {
+    "order-api",
+    "worker",
+    "aggregator",
+    "fanout",
+    "query-api",
+    "operator",
+    "migrate",
+    "audit",
+}
 
 
 def refused(*values: str) -> str:

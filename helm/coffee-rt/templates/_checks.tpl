@@ -59,6 +59,11 @@ superusers, backups and a doctor's visit. */}}
 {{- $sum = add $sum 1 -}}
 {{- $parts = append $parts "migrate 1" -}}
 {{- end -}}
+{{- if .Values.audit.enabled -}}
+{{- $connections := include "coffee-rt.audit.connections" . | int -}}
+{{- $sum = add $sum $connections -}}
+{{- $parts = append $parts (printf "audit %d" $connections) -}}
+{{- end -}}
 {{- if gt (int $sum) (int $usable) -}}
 {{- fail (printf "PostgreSQL takes %d connections, %d of them kept free, and the processes may open %d: %s (pods at their most, and a quarter more during a roll, times databasePoolSizeMax). Raise postgresql.maxConnections, or lower maxReplicas or databasePoolSizeMax." (add $usable $reserve) $reserve $sum (join ", " $parts)) -}}
 {{- end -}}

@@ -3,7 +3,7 @@ Names, labels and small objects. What the pods of all processes share is in _pod
 scaling in _scaling.tpl; what they need of the stores (addresses, limits, peers) in _stores.tpl, what must add up in _checks.tpl.
 
 Most helpers take a dict of `root` (the template's own context $), `component` (order-api, worker, aggregator, fanout,
-query-api, operator, migrate, valkey, postgresql) and, where they need the process's values, `values`.
+query-api, operator, migrate, audit, valkey, postgresql) and, where they need the process's values, `values`.
 */}}
 
 {{- define "coffee-rt.name" -}}

@@ -361,7 +361,7 @@ spec:
 
 {{/* (root): the components that talk to the stores, as NetworkPolicyPeers. */}}
 {{- define "coffee-rt.stores.clients" -}}
-{{- range $component := list "order-api" "worker" "aggregator" "fanout" "query-api" "operator" "migrate" }}
+{{- range $component := list "order-api" "worker" "aggregator" "fanout" "query-api" "operator" "migrate" "audit" }}
 {{ include "coffee-rt.stores.peer" (dict "root" $ "component" $component) }}
 {{- end }}
 {{- end }}
