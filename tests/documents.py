@@ -56,6 +56,7 @@ _TITLES = {
     "log": "The log, in every process that speaks to it",
     "order": "order_api",
     "query": "query_api",
+    "rate": "Rate limits, in every process that has them",
     "ready": "Readiness, in every process",
     "worker": "Worker",
 }

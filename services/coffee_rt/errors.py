@@ -40,6 +40,10 @@ class NotExecuted(Retryable):
     """Retryable, and certainly without effect: not one byte of the request reached its target."""
 
 
+class TooSlow(Retryable):
+    """The server ended the work because it took too long, and said so: no sign of an outage."""
+
+
 class BreakerOpen(NotExecuted):
     """Refused locally because the dependency kept failing; nothing was sent."""
 

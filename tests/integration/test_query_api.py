@@ -126,6 +126,7 @@ async def served(
             "redis": RedisSettings(url=valkey_url),
             "database": DatabaseSettings(url=database_url),
             "position_wait_seconds_max": 0.2,
+            "anonymous_per_minute": 0,
             **changes,
         }
     )

@@ -14,7 +14,7 @@ import uvloop
 
 from coffee_rt.channels.redis import RedisChannels
 from coffee_rt.errors import NotExecuted
-from coffee_rt.order_api.wiring import SharedCounts
+from coffee_rt.redis_nodes.counts import SharedCounts
 from coffee_rt.runtime.settings import RedisSettings
 from coffee_rt.streams.contract import STORE_GROUP
 from coffee_rt.streams.redis import RedisConnector

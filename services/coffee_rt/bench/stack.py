@@ -127,6 +127,7 @@ class Stack:
             "COFFEE_RT_SHARDS": str(self.shards),
             "COFFEE_RT_AUTH": "off",
             "COFFEE_RT_ORDER_API_ANONYMOUS_PER_MINUTE": "0",
+            "COFFEE_RT_QUERY_API_ANONYMOUS_PER_MINUTE": "0",
             "COFFEE_RT_LOG_LEVEL": "warning",
             "COFFEE_RT_HTTP_PORT": str(free_port()),
         }

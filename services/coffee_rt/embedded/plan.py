@@ -106,6 +106,10 @@ def process_environ(options: UpOptions, ports: Ports, process: str) -> dict[str,
         environ["COFFEE_RT_ORDER_API_TRUSTED_PROXIES"] = "127.0.0.1"
         if options.is_loopback:
             environ["COFFEE_RT_ORDER_API_ANONYMOUS_PER_MINUTE"] = "0"
+    if process == "query-api":
+        environ["COFFEE_RT_QUERY_API_TRUSTED_PROXIES"] = "127.0.0.1"
+        if options.is_loopback:
+            environ["COFFEE_RT_QUERY_API_ANONYMOUS_PER_MINUTE"] = "0"
     if process == "aggregator" and options.views_dir:
         environ["COFFEE_RT_AGGREGATOR_VIEWS_DIR"] = str(options.views_dir.absolute())
     if process == "fanout":

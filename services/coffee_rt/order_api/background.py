@@ -1,4 +1,4 @@
-"""What order_api keeps up to date beside the requests: the state of the log, the API keys, the rate counts.
+"""What order_api keeps up to date beside the requests: the state of the log, the API keys.
 
 Requests only read what is kept here; none of them waits for a server's answer to a question about itself.
 """
@@ -11,7 +11,6 @@ from coffee_rt.domain.keys import KeyRing
 from coffee_rt.errors import CoffeeRtError, Retryable
 from coffee_rt.order_api.intake_queue import IntakeQueue
 from coffee_rt.order_api.metrics import KEYS_AGE_SECONDS
-from coffee_rt.order_api.rate import RateLimiter
 from coffee_rt.runtime.clock import Clock
 from coffee_rt.runtime.health import Health
 from coffee_rt.streams.admission import Admission
@@ -84,9 +83,3 @@ class KeyWatch:
             self._on_failure(failure)
         self._is_failing = failure is not None
         KEYS_AGE_SECONDS.set(self._ring.age_seconds(self._clock.monotonic()))
-
-
-async def settle_rates(rate: RateLimiter, clock: Clock, seconds: float) -> None:
-    while True:
-        await clock.sleep(seconds)
-        await rate.settle()

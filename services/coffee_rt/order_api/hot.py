@@ -11,11 +11,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from coffee_rt.callers.rate import RateLimited
 from coffee_rt.domain.problems import Problem, problem_of
 from coffee_rt.errors import CoffeeRtError, Overload
 from coffee_rt.order_api.body_room import BodyRoom
 from coffee_rt.order_api.congestion import Congestion
-from coffee_rt.order_api.gate import Gate, RateLimited, Visit
+from coffee_rt.order_api.gate import Gate, Visit
 from coffee_rt.order_api.http_exchange import (
     Answer,
     ClientGone,

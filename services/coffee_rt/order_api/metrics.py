@@ -54,10 +54,6 @@ KEYS_AGE_SECONDS = gauge(
     "coffee_rt_order_api_keys_age_seconds",
     "Time since API keys were read from PostgreSQL. Rising: PostgreSQL is away; at the maximum, 503.",
 )
-RATE_UNSETTLED = counter(
-    "coffee_rt_order_api_rate_unsettled_total",
-    "Times the shared rate limit could not be settled in Redis; each pod then limits on its own.",
-)
 INTAKE_ACCEPTED = counter(
     "coffee_rt_intake_accepted_records_total",
     "Records taken into the database's intake because the log was away. Rising: look at Redis.",

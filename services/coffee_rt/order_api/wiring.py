@@ -9,20 +9,16 @@ from functools import partial
 from typing import Any
 
 import yaml
-from limits.aio.storage import RedisStorage
-from limits.errors import StorageError
 
+from coffee_rt.callers.identity import Callers
+from coffee_rt.callers.rate import RateLimiter
 from coffee_rt.channels.redis import RedisChannels
 from coffee_rt.domain.intake import Catalogue, Intake
 from coffee_rt.domain.keys import KeyRing
 from coffee_rt.errors import CoffeeRtError, Rejected, Retryable
 from coffee_rt.order_api.acks import Acks
 from coffee_rt.order_api.app import build_app
-from coffee_rt.order_api.background import (
-    IntakeWatch,
-    KeyWatch,
-    settle_rates,
-)
+from coffee_rt.order_api.background import IntakeWatch, KeyWatch
 from coffee_rt.order_api.batch import BatchPlacer
 from coffee_rt.order_api.body_room import BodyRoom
 from coffee_rt.order_api.compat import CompatRoutes
@@ -33,14 +29,13 @@ from coffee_rt.order_api.intake_producer import IntakeProducer
 from coffee_rt.order_api.intake_queue import IntakeLimits, IntakeQueue
 from coffee_rt.order_api.metrics import Tally
 from coffee_rt.order_api.placing import OrderPlacer
-from coffee_rt.order_api.rate import RateLimiter, StorageAway
 from coffee_rt.order_api.routes import BATCH_PATH, ORDERS_PATH, RECENT_PATH, OrderRoutes
 from coffee_rt.order_api.settings import OrderApiSettings
 from coffee_rt.order_api.settling import Settling
-from coffee_rt.redis_nodes.nodes import RedisNodes
+from coffee_rt.redis_nodes.counts import SharedCounts
 from coffee_rt.runtime.breaker import CircuitBreaker, backoff_seconds
 from coffee_rt.runtime.lifecycle import Lifecycle
-from coffee_rt.runtime.settings import RedisSettings, SettingsError
+from coffee_rt.runtime.settings import SettingsError
 from coffee_rt.store.intake import PostgresIntake
 from coffee_rt.store.intake_contract import Intake as DatabaseIntake
 from coffee_rt.store.key_refresh import KeyRefresher
@@ -57,41 +52,6 @@ INTAKE_OPEN_SECONDS = 5.0
 """A database that does not answer is left alone so long: both stores being away is answered at once then."""
 FRESH_REFRESHES = 3
 """Missed refreshes of the API keys after which an unknown key may simply be new."""
-
-
-class SharedCounts:
-    """The library's Redis storage as rate.RateStorage.
-
-    All counts carry one hash tag. In a Cluster they thus share a node: they are few and small (settled a few
-    times a second, gone after two minutes), and need no second idea of where keys live.
-    """
-
-    def __init__(self, settings: RedisSettings, namespace: str) -> None:
-        prefix = f"{namespace}:{{counts}}"
-        self._pool = RedisNodes(settings).pool(
-            prefix.encode(),
-            socket_timeout=settings.connect_seconds_max,
-            socket_connect_timeout=settings.connect_seconds_max,
-            # No retries: the next settlement is one.
-            retry=None,
-        )
-        options: Any = {"connection_pool": self._pool}
-        self._storage = RedisStorage(
-            "async+redis://",
-            wrap_exceptions=True,
-            implementation="redispy",
-            key_prefix=prefix,
-            **options,
-        )
-
-    async def incr(self, key: str, expiry: int, amount: int = 1) -> int:
-        try:
-            return int(await self._storage.incr(key, expiry, amount))
-        except StorageError as error:
-            raise StorageAway from error
-
-    async def close(self) -> None:
-        await self._pool.aclose()
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,15 +137,15 @@ async def open_order_api(
         )
         rate = RateLimiter(counts, clock, "rate")
         ring = None if pool is None else await _open_keys(settings, lifecycle, pool)
-        gate = Gate(
+        callers = Callers(
             ring,
             rate,
-            admission,
             clock,
             requests_per_minute=settings.requests_per_minute,
             anonymous_per_minute=settings.anonymous_per_minute,
             trusted_proxies=settings.trusted_proxies,
         )
+        gate = Gate(callers, admission)
         places = producer if queue is None else IntakeProducer(producer, queue)
         congestion = Congestion(
             clock,
@@ -198,7 +158,7 @@ async def open_order_api(
         lifecycle.spawn(watch.run(clock), "intake-watch")
         lifecycle.spawn(congestion.run(), "congestion")
         lifecycle.spawn(acks.run(), "acks")
-        lifecycle.spawn(settle_rates(rate, clock, settings.rate_settle_seconds), "rates")
+        lifecycle.spawn(rate.run(settings.rate_settle_seconds), "rates")
         yield OrderApi(app, producer, keeper)
     finally:
         if pool is not None:

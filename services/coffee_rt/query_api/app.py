@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 from fastapi import FastAPI, Request
@@ -12,10 +12,12 @@ from starlette.routing import Match
 from starlette.routing import Route as StarletteRoute
 
 from coffee_rt import __version__
-from coffee_rt.domain.keys import Access, Principal
+from coffee_rt.callers.rate import Quota, RateLimited
+from coffee_rt.domain.keys import Access
 from coffee_rt.domain.problems import CONTENT_TYPE, Problem, problem_of
-from coffee_rt.errors import Bug, Overload, Rejected, Retryable
+from coffee_rt.errors import Bug, CoffeeRtError, Overload, Rejected, Retryable, TooSlow
 from coffee_rt.query_api import metrics
+from coffee_rt.query_api.gate import Gate
 from coffee_rt.query_api.letter_routes import letter_routes
 from coffee_rt.query_api.letters import LetterService
 from coffee_rt.query_api.routing import Page, Route, query_of
@@ -23,24 +25,14 @@ from coffee_rt.query_api.service import QueryService
 from coffee_rt.runtime.clock import Clock
 from coffee_rt.runtime.health import Health, add_health_routes
 
-
-class HeaderMap(Protocol):
-    """What is read of a request's headers."""
-
-    def get(self, name: str, /) -> str | None: ...
-
-
-class Authorizer(Protocol):
-    """Who is asking."""
-
-    def principal_of(self, headers: HeaderMap, access: Access) -> Principal:
-        """Raises Rejected (401, 403) or Overload (503)."""
+TOO_SLOW_RETRY_SECONDS = 10.0
+"""The same question would be as slow again at once."""
 
 
 def build_app(
     service: QueryService,
     letters: LetterService,
-    authorizer: Authorizer,
+    gate: Gate,
     health: Health,
     clock: Clock,
 ) -> FastAPI:
@@ -55,7 +47,7 @@ def build_app(
     add_health_routes(app, health)
     _add_problem_handlers(app)
     for route in [*_routes(service), *letter_routes(letters)]:
-        _add_route(app, route, authorizer, clock)
+        _add_route(app, route, gate, clock)
     return app
 
 
@@ -152,14 +144,19 @@ PARAMETERS = {
 }
 
 
-def _add_route(app: FastAPI, route: Route, authorizer: Authorizer, clock: Clock) -> None:
+def _add_route(app: FastAPI, route: Route, gate: Gate, clock: Clock) -> None:
     async def endpoint(request: Request) -> Response:
         began = clock.monotonic()
+        quota = None
         try:
-            principal = authorizer.principal_of(request.headers, route.access)
-            response = _json(await route.handler(request, principal))
+            principal, quota = gate.enter(request, route.access)
+            async with gate.turn(request, principal):
+                response = _json(await route.handler(request, principal))
         except (Rejected, Overload, Retryable) as error:
-            response = problem_response(problem_of(error))
+            if isinstance(error, RateLimited):
+                quota = error.quota
+            response = _refusal(error)
+        _tell(response, quota)
         metrics.REQUESTS.labels(route.name, f"{response.status_code // 100}xx").inc()
         metrics.SECONDS.labels(route.name).observe(clock.monotonic() - began)
         return response
@@ -175,6 +172,22 @@ def _add_route(app: FastAPI, route: Route, authorizer: Authorizer, clock: Clock)
         openapi_extra=_document(route),
         responses=_problems(route),
     )
+
+
+def _refusal(error: CoffeeRtError) -> Response:
+    if isinstance(error, TooSlow):
+        detail = "This took too long and was ended. Ask for a shorter span, or for less at once."
+        error = Overload("too-slow", detail, TOO_SLOW_RETRY_SECONDS)
+    if isinstance(error, Overload):
+        metrics.REFUSALS.labels(error.code).inc()
+    return problem_response(problem_of(error))
+
+
+def _tell(response: Response, quota: Quota | None) -> None:
+    """Where the caller stands, in the answer's headers."""
+    if quota is not None:
+        for name, value in quota.headers():
+            response.headers[name.decode()] = value.decode()
 
 
 def _document(route: Route) -> dict[str, Any]:
@@ -225,7 +238,8 @@ def _problems(route: Route) -> dict[int | str, dict[str, Any]]:
         401: "No API key, or not a known one.",
         403: f"The API key lacks the scope {route.access.value}.",
         422: "This is no id of an order." if route.body is None else "The body is refused.",
-        503: "A server is away; see Retry-After.",
+        429: "Too many requests a minute, or at once; see Retry-After.",
+        503: "A server is away, or this took too long; see Retry-After.",
     }
     if route.path_parts:
         texts[404] = "There is none of this name or id."

@@ -16,3 +16,12 @@ TAILS_SKIPPED = counter(
     "coffee_rt_query_api_tails_skipped_total",
     "Reads answered without the unfolded tail because it was too long; add aggregators.",
 )
+REFUSALS = counter(
+    "coffee_rt_query_api_refusals_total",
+    "Requests refused for a limit, by reason: rate-limited and too-many-requests are one caller's, "
+    "too-slow a question that took too long; keys-unavailable: PostgreSQL is away.",
+    ("reason",),
+)
+for _reason in ("rate-limited", "too-many-requests", "too-slow", "keys-unavailable"):
+    # At 0 before the first one, so that the first one is a rise.
+    REFUSALS.labels(_reason)

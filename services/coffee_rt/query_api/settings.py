@@ -34,5 +34,39 @@ class QueryApiSettings(ProcessSettings):
         3600.0, gt=0, help="Age up to which cached API keys are believed while PostgreSQL is away."
     )
 
+    requests_per_minute: int = own(
+        6_000, ge=0, help="Requests a minute of an API key that has no limit of its own; 0: none."
+    )
+    anonymous_per_minute: int = own(
+        100, ge=0, help="Requests a minute of an address without a valid API key; 0: no limit."
+    )
+    rate_settle_seconds: float = own(
+        0.25,
+        gt=0,
+        help="How often requests counted here are added up with the other pods in Redis. A limit can be "
+        "exceeded by what the pods take within it.",
+    )
+    trusted_proxies: tuple[str, ...] = own(
+        (), help="Networks whose X-Forwarded-For is believed, with commas: 10.0.0.0/8,127.0.0.1."
+    )
+    caller_requests_max: int = own(
+        3,
+        ge=1,
+        help="Requests of one caller answered at once by this process, at most half as many as it may have "
+        "connections to PostgreSQL; more wait their turn.",
+    )
+    caller_waiting_max: int = own(
+        32, ge=0, help="Requests of one caller that wait their turn; more get 429."
+    )
+    caller_wait_seconds_max: float = own(
+        5.0, gt=0, help="Seconds a request waits for its turn; then it gets 429."
+    )
+    statement_seconds_max: float = own(
+        5.0,
+        gt=0,
+        help="Seconds a statement of a read may take; then PostgreSQL ends it, and the answer is 503. Below "
+        "COFFEE_RT_DATABASE_COMMAND_SECONDS_MAX.",
+    )
+
     def hosts(self) -> tuple[str, ...]:
         return (self.http_host,)

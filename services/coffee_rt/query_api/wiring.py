@@ -5,22 +5,25 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
 
 from fastapi import FastAPI
 
+from coffee_rt.callers.identity import Callers
+from coffee_rt.callers.rate import RateLimiter
+from coffee_rt.callers.turns import Turns
 from coffee_rt.domain.keys import KeyRing
 from coffee_rt.errors import Rejected, Retryable
-from coffee_rt.query_api.app import Authorizer, build_app
-from coffee_rt.query_api.authority import KeyAuthority, OpenAuthority
+from coffee_rt.query_api.app import build_app
 from coffee_rt.query_api.finding import OrderFinder
 from coffee_rt.query_api.freshness import LagTracker
+from coffee_rt.query_api.gate import Gate
 from coffee_rt.query_api.letters import LetterService
 from coffee_rt.query_api.service import QueryService
 from coffee_rt.query_api.settings import QueryApiSettings
+from coffee_rt.redis_nodes.counts import SharedCounts
 from coffee_rt.runtime.breaker import CircuitBreaker, backoff_seconds
 from coffee_rt.runtime.lifecycle import Lifecycle
-from coffee_rt.runtime.settings import SettingsError
+from coffee_rt.runtime.settings import DatabaseSettings, SettingsError
 from coffee_rt.store.amending import LetterAmender
 from coffee_rt.store.intake import PostgresIntake
 from coffee_rt.store.key_refresh import KeyRefresher
@@ -56,7 +59,7 @@ async def wired(settings: QueryApiSettings, lifecycle: Lifecycle) -> AsyncIterat
         )
     ]
     database, replica_breaker, log_breaker = breakers
-    primary = await create_pool(settings.database, application_name="coffee-rt-query-api")
+    primary = await _open_pool(settings, settings.database)
     replica = await _replica_pool(settings)
     keeper = RedisLog(settings.redis, settings.namespace, settings.shards, clock).keeper()
     orders = PostgresOrderReader(primary)
@@ -87,12 +90,14 @@ async def wired(settings: QueryApiSettings, lifecycle: Lifecycle) -> AsyncIterat
     )
     lifecycle.spawn(lag.run(), "lag")
     lifecycle.spawn(_check_install(keeper, lifecycle), "install")
-    authorizer = await _authority(settings, primary, lifecycle)
+    counts = SharedCounts(settings.redis, settings.namespace)
+    gate = await _gate(settings, primary, counts, lifecycle)
     await _ensure_ready(primary, lifecycle)
     try:
-        yield build_app(service, letters, authorizer, lifecycle.health, clock)
+        yield build_app(service, letters, gate, lifecycle.health, clock)
     finally:
         await keeper.close()
+        await counts.close()
         for pool in (primary, replica):
             if pool is not None:
                 await pool.close()
@@ -134,17 +139,44 @@ async def _replica_pool(settings: QueryApiSettings) -> Pool | None:
     url = settings.database.replica_url
     if not url:
         return None
-    replica: Any = settings.database.model_copy(update={"url": url})
-    return await create_pool(replica, application_name="coffee-rt-query-api")
+    replica = settings.database.model_copy(update={"url": url})
+    return await _open_pool(settings, replica)
+
+
+async def _open_pool(settings: QueryApiSettings, database: DatabaseSettings) -> Pool:
+    return await create_pool(
+        database,
+        application_name="coffee-rt-query-api",
+        statement_seconds_max=settings.statement_seconds_max,
+    )
 
 
 def _view_reader(pool: Pool | None, lifecycle: Lifecycle) -> ViewReader | None:
     return None if pool is None else PostgresViewReader(pool, clock=lifecycle.clock)
 
 
-async def _authority(settings: QueryApiSettings, pool: Pool, lifecycle: Lifecycle) -> Authorizer:
+async def _gate(
+    settings: QueryApiSettings, pool: Pool, counts: SharedCounts, lifecycle: Lifecycle
+) -> Gate:
+    rate = RateLimiter(counts, lifecycle.clock, "query")
+    lifecycle.spawn(rate.run(settings.rate_settle_seconds), "rates")
+    callers = Callers(
+        await _key_ring(settings, pool, lifecycle),
+        rate,
+        lifecycle.clock,
+        requests_per_minute=settings.requests_per_minute,
+        anonymous_per_minute=settings.anonymous_per_minute,
+        trusted_proxies=settings.trusted_proxies,
+    )
+    at_once = min(settings.caller_requests_max, max(1, settings.database.pool_size_max // 2))
+    turns = Turns(at_once, settings.caller_waiting_max, settings.caller_wait_seconds_max)
+    return Gate(callers, turns)
+
+
+async def _key_ring(settings: QueryApiSettings, pool: Pool, lifecycle: Lifecycle) -> KeyRing | None:
+    """None where keys are off."""
     if settings.auth == "off":
-        return OpenAuthority()
+        return None
     ring = KeyRing(
         age_seconds_max=settings.keys_age_seconds_max,
         fresh_seconds=3 * settings.keys_refresh_seconds,
@@ -154,4 +186,4 @@ async def _authority(settings: QueryApiSettings, pool: Pool, lifecycle: Lifecycl
     )
     await refresher.refresh()
     lifecycle.spawn(refresher.run(), "keys")
-    return KeyAuthority(ring, lifecycle.clock)
+    return ring

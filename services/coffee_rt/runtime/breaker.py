@@ -11,7 +11,7 @@ import random as random_module
 from collections.abc import Callable
 from types import TracebackType
 
-from coffee_rt.errors import BreakerOpen, Retryable
+from coffee_rt.errors import BreakerOpen, Retryable, TooSlow
 from coffee_rt.runtime import metrics
 from coffee_rt.runtime.clock import Clock, SystemClock
 
@@ -31,7 +31,7 @@ class CircuitBreaker:
     """One for each dependency of a process, shared by its tasks.
 
     `async with breaker:` around each call. Retryable errors, OSError and time-outs count as failures; any
-    other exception is an answer of the server and counts as success. Cancellation counts as neither.
+    other exception (TooSlow too) is an answer of the server and counts as success. Cancellation counts as neither.
     """
 
     def __init__(
@@ -103,6 +103,9 @@ class CircuitBreaker:
     ) -> None:
         if isinstance(error, (asyncio.CancelledError, GeneratorExit, BreakerOpen)):
             self._is_probing = False
+        elif isinstance(error, TooSlow):
+            # The server's own answer: one caller's dear questions must not shut the others out.
+            self.record_success()
         elif isinstance(error, (Retryable, OSError, TimeoutError)):
             self.record_failure()
         else:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import asyncpg
 
-from coffee_rt.errors import Retryable
+from coffee_rt.errors import Retryable, TooSlow
 from coffee_rt.store.contract import BadData
 
 _RETRYABLE_CLASSES = frozenset({"08", "40", "53", "55", "57"})
@@ -23,6 +23,8 @@ _IDLE_IN_TRANSACTION = "25P03"
 _TRANSACTION_TIMEOUT = "25P04"
 _BAD_DATA_STATES = frozenset({"23502", "54000"})
 _CHECK = "23514"
+_STATEMENT_ENDED = "57014"
+"""By statement_timeout, or by an operator's pg_cancel_backend."""
 
 
 class MissingPartition(Retryable):
@@ -48,6 +50,8 @@ def _map_postgres(error: asyncpg.PostgresError) -> BaseException:
     state = error.sqlstate or ""
     if state == _CHECK and error.constraint_name is None:
         return MissingPartition(str(error))
+    if state == _STATEMENT_ENDED:
+        return TooSlow(f"PostgreSQL {state}: {error}")
     if state[:2] == "22" or state in _BAD_DATA_STATES or state == _CHECK:
         return BadData(f"{state}: {error}")
     if state[:2] in _RETRYABLE_CLASSES | _REFUSED_CLASSES or state in (

@@ -21,6 +21,8 @@ from coffee_rt.store.faults import mapped_errors
 
 _ROLLBACK_SECONDS_MAX = 5.0
 _IDLE_CONNECTION_SECONDS_MAX = 300.0
+_ENDING_SECONDS = 2.0
+"""What PostgreSQL may need to end a statement and say so."""
 APPLICATION_NAME = "coffee-rt"
 
 
@@ -55,8 +57,13 @@ class _PlainConnection(asyncpg.Connection):
 class Pool:
     """Owned by a process's wiring; shared by its tasks. Waiting for a connection is bounded."""
 
-    def __init__(self, pool: Any, settings: PoolSettings) -> None:
+    def __init__(
+        self, pool: Any, settings: PoolSettings, statement_seconds_max: float | None = None
+    ) -> None:
         self._pool = pool
+        self._begin_single = "BEGIN"
+        if statement_seconds_max is not None:
+            self._begin_single += f"; SET LOCAL statement_timeout = {_ms(statement_seconds_max)}"
         self._acquire_seconds_max = settings.acquire_seconds_max
         self._lifetime_seconds_max = settings.connection_lifetime_seconds_max
         self.is_pooled_outside = settings.statement_cache_size == 0
@@ -107,7 +114,9 @@ class Pool:
             return str(await connection.execute(query, *arguments))
 
     def _single(self) -> Any:
-        return self.transaction() if self.is_pooled_outside else self.connection()
+        if self.is_pooled_outside:
+            return self.transaction(self._begin_single)
+        return self.connection()
 
     async def close(self) -> None:
         """Waits for connections in use, at most a few seconds."""
@@ -117,13 +126,27 @@ class Pool:
             self._pool.terminate()
 
 
-async def create_pool(settings: PoolSettings, *, application_name: str = APPLICATION_NAME) -> Pool:
+async def create_pool(
+    settings: PoolSettings,
+    *,
+    application_name: str = APPLICATION_NAME,
+    statement_seconds_max: float | None = None,
+) -> Pool:
     """A pool that also starts while PostgreSQL is away: connections are opened when needed, and
-    `pool_size_min` of them at once if it answers."""
+    `pool_size_min` of them at once if it answers.
+
+    `statement_seconds_max` is for PostgreSQL itself, which ends longer statements (TooSlow) also when this
+    process is gone; behind a pooler those of single statements only. Ours, `command_seconds_max`, is kept
+    above it: it is for a server that says nothing any more."""
     url = settings.url
     dsn = url.get_secret_value() if hasattr(url, "get_secret_value") else str(url)
     server_settings = {"application_name": application_name}
+    command_seconds_max = settings.command_seconds_max
+    if statement_seconds_max is not None:
+        command_seconds_max = max(command_seconds_max, statement_seconds_max + _ENDING_SECONDS)
     if settings.statement_cache_size:
+        if statement_seconds_max is not None:
+            server_settings["statement_timeout"] = str(_ms(statement_seconds_max))
         # Generic plans of partitioned tables lock every partition (106 locks
         # against 7 for a look-up by id); JIT never pays here.
         server_settings |= {"plan_cache_mode": "force_custom_plan", "jit": "off"}
@@ -133,7 +156,7 @@ async def create_pool(settings: PoolSettings, *, application_name: str = APPLICA
         max_size=settings.pool_size_max,
         max_queries=2**40,
         max_inactive_connection_lifetime=_IDLE_CONNECTION_SECONDS_MAX,
-        command_timeout=settings.command_seconds_max,
+        command_timeout=command_seconds_max,
         timeout=settings.acquire_seconds_max,
         statement_cache_size=settings.statement_cache_size,
         server_settings=server_settings,
@@ -141,7 +164,7 @@ async def create_pool(settings: PoolSettings, *, application_name: str = APPLICA
         init=_mark_opened,
     )
     await pool
-    made = Pool(pool, settings)
+    made = Pool(pool, settings, statement_seconds_max)
     await _warm(made, min(settings.pool_size_min, settings.pool_size_max))
     return made
 
@@ -161,6 +184,10 @@ async def _warm(pool: Pool, connections: int) -> None:
                 await stack.enter_async_context(pool.connection())
     except Retryable:
         return
+
+
+def _ms(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
 
 
 async def _mark_opened(connection: Any) -> None:

@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from coffee_rt.order_api import rate
-from coffee_rt.order_api.gate import client_subject
-from coffee_rt.order_api.rate import Quota, RateLimiter, StorageAway
+from coffee_rt.callers import rate
+from coffee_rt.callers.addresses import client_subject
+from coffee_rt.callers.rate import Quota, RateLimiter, StorageAway
 
 
 class Clock:

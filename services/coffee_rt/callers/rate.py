@@ -1,4 +1,4 @@
-"""Requests a minute, of a key or an address, shared by all pods.
+"""Requests a minute, of a key or an address, shared by all pods of a process.
 
 Counted here at once and added up in Redis a few times a second, so a request costs a dictionary look-up.
 Windows are whole minutes. A limit can be exceeded by what the other pods take between two settlements;
@@ -10,8 +10,14 @@ from __future__ import annotations
 import asyncio
 from typing import NamedTuple, Protocol
 
-from coffee_rt.order_api.metrics import RATE_UNSETTLED
+from coffee_rt.errors import Overload
+from coffee_rt.runtime import metrics
 from coffee_rt.runtime.clock import Clock
+
+UNSETTLED = metrics.counter(
+    "coffee_rt_rate_unsettled_total",
+    "Times the shared rate limit could not be settled in Redis; each pod then limits on its own.",
+)
 
 WINDOW_SECONDS = 60
 SUBJECTS_MAX = 100_000
@@ -68,6 +74,15 @@ class Quota(NamedTuple):
         return lines + b"retry-after: %d\r\n" % self.reset_seconds if self.is_exceeded else lines
 
 
+class RateLimited(Overload):
+    """Refused for its rate; carries the quota for the answer's headers."""
+
+    def __init__(self, quota: Quota) -> None:
+        detail = f"More than {quota.limit} requests a minute."
+        super().__init__("rate-limited", detail, float(quota.reset_seconds), 429)
+        self.quota = quota
+
+
 class _Count:
     """One subject in one window: what all pods had taken when last settled, and what came here since."""
 
@@ -80,12 +95,13 @@ class _Count:
 
 
 class RateLimiter:
-    """One of a process, one event loop only; `settle` is called a few times a second."""
+    """One of a process, one event loop only; `run` settles a few times a second. Limiters of one `name`
+    share their counts."""
 
-    def __init__(self, storage: RateStorage, clock: Clock, namespace: str) -> None:
+    def __init__(self, storage: RateStorage, clock: Clock, name: str) -> None:
         self._storage = storage
         self._clock = clock
-        self._prefix = f"{namespace}:rate"
+        self._prefix = f"{name}:rate"
         self._counts: dict[str, _Count] = {}
 
     def take(self, subject: str, limit: int) -> Quota:
@@ -112,6 +128,11 @@ class RateLimiter:
             count = self._counts[subject] = _Count(window)
         return count
 
+    async def run(self, settle_seconds: float) -> None:
+        while True:
+            await self._clock.sleep(settle_seconds)
+            await self.settle()
+
     async def settle(self) -> None:
         """Add what came here to what the pods share, and forget windows that are over."""
         window = int(self._clock.now() // WINDOW_SECONDS)
@@ -132,7 +153,7 @@ class RateLimiter:
                 if not isinstance(error, StorageAway):
                     raise error
             if errors:
-                RATE_UNSETTLED.inc()
+                UNSETTLED.inc()
                 return
 
     async def _settle(self, subject: str, count: _Count) -> None:

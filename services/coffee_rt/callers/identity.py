@@ -1,0 +1,78 @@
+"""Who a request comes from, and whether that caller has asked too often: API key first, else address."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ipaddress import ip_network
+
+from coffee_rt.callers.addresses import Network, client_address, client_subject
+from coffee_rt.callers.rate import Quota, RateLimited, RateLimiter
+from coffee_rt.domain.keys import ANYONE, Access, KeyRing, Principal, token_of
+from coffee_rt.errors import Rejected
+from coffee_rt.runtime.clock import Clock
+
+Client = tuple[str, int] | None
+"""Host and port of a connection's other end, as ASGI tells them."""
+
+
+class Callers:
+    """One of a process. `keys` None: every caller may do everything (auth off). A limit of 0 is none."""
+
+    def __init__(
+        self,
+        keys: KeyRing | None,
+        rate: RateLimiter,
+        clock: Clock,
+        *,
+        requests_per_minute: int,
+        anonymous_per_minute: int,
+        trusted_proxies: Sequence[str] = (),
+    ) -> None:
+        self._keys = keys
+        self._rate = rate
+        self._clock = clock
+        self._requests_per_minute = requests_per_minute
+        self._anonymous_per_minute = anonymous_per_minute
+        self._trusted: tuple[Network, ...] = tuple(map(ip_network, trusted_proxies))
+
+    def identify(
+        self,
+        access: Access,
+        authorization: str | None,
+        api_key: str | None,
+        client: Client,
+        forwarded: bytes | None,
+    ) -> tuple[Principal, Quota | None]:
+        """Count a request, given its headers. Raises RateLimited, Rejected (401, 403), Overload."""
+        if self._keys is None:
+            return ANYONE, self._take_address(client, forwarded)
+        try:
+            token = token_of(authorization, api_key)
+            principal = self._keys.check(token, access, self._clock.monotonic())
+        except Rejected as error:
+            if error.status == 401:
+                # Guessing keys is limited by address, like everything without one.
+                self._take_address(client, forwarded)
+            raise
+        limit = principal.requests_per_minute
+        if limit is None:
+            limit = self._requests_per_minute
+        return principal, self._take(f"key:{principal.key_id}", limit)
+
+    def address_of(self, client: Client, forwarded: bytes | None) -> str:
+        """What of a caller's address is limited."""
+        return client_subject(client_address(client, forwarded, self._trusted))
+
+    def _take_address(self, client: Client, forwarded: bytes | None) -> Quota | None:
+        if not self._anonymous_per_minute:
+            return None
+        subject = f"address:{self.address_of(client, forwarded)}"
+        return self._take(subject, self._anonymous_per_minute)
+
+    def _take(self, subject: str, limit: int) -> Quota | None:
+        if not limit:
+            return None
+        quota = self._rate.take(subject, limit)
+        if quota.is_exceeded:
+            raise RateLimited(quota)
+        return quota
