@@ -19,7 +19,7 @@ from coffee_rt.errors import Retryable
 from coffee_rt.fanout.frames import Frame
 from coffee_rt.fanout.hub import Hub, HubLimits
 from coffee_rt.store.contract import StoredOrder
-from coffee_rt.store.view_contract import LaneVersion, ViewSnapshot, ViewState
+from coffee_rt.store.view_contract import LaneVersion, SnapshotScope, ViewSnapshot, ViewState
 from tests.builders import NOW_MS, a_view
 from tests.live_client import LiveView
 
@@ -148,9 +148,18 @@ class TruthStore:
             for name, definition in self.definitions.items()
         ]
 
-    async def snapshot(self, view: str, start: int) -> ViewSnapshot:
+    async def snapshot(
+        self, view: str, start: int, scope: SnapshotScope | None = None
+    ) -> ViewSnapshot:
         self._read()
         rows = [dict(row) for row in self.rows[view].values() if row["bucket"] >= start]
+        if scope is not None:
+            rows = [
+                row
+                for row in rows
+                if row["tenant"] == scope.tenant
+                and all(row[name] in texts for name, texts in scope.filters)
+            ][: scope.rows_max]
         found = ViewSnapshot(view, self.epoch, list(self.versions[view]), rows)
         await asyncio.sleep(0)
         return found

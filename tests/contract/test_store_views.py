@@ -20,6 +20,7 @@ from coffee_rt.store.view_contract import (
     FILE_OWNER,
     NO_OWNER,
     Fold,
+    SnapshotScope,
     ViewCatalogueStore,
     ViewFolder,
     ViewQuery,
@@ -199,6 +200,29 @@ async def test_snapshot_begins_where_it_is_asked_to(views: Views) -> None:
     snapshot = await views.reader.snapshot("sales", NOW_S - 3600)
     assert [row["bucket"] for row in snapshot.rows] == [NOW_S // 3600 * 3600]
     assert list((await views.reader.snapshot("sales", END)).rows) == []
+
+
+async def test_snapshot_of_a_scope_is_confined_where_it_is_read(views: Views) -> None:
+    await views.make()
+    orders = [an_order(store=f"s{number}", drink="tea") for number in range(6)]
+    others = [an_order(store="s1", drink="latte"), an_order(store="s1", drink="tea", tenant=5)]
+    await views.store([*orders, *others])
+    await views.fold()
+
+    async def read(rows_max: int, **filters: tuple[str, ...]) -> list[tuple[str, str]]:
+        scope = SnapshotScope(orders[0].tenant, tuple(filters.items()), rows_max)
+        rows = (await views.reader.snapshot("sales", 0, scope)).rows
+        assert {row["tenant"] for row in rows} <= {orders[0].tenant}
+        return sorted((row["store"], row["drink"]) for row in rows)
+
+    assert len(await read(100)) == 7
+    assert len(await read(3)) == 3
+    assert await read(100, store=("s1", "s2")) == [("s1", "latte"), ("s1", "tea"), ("s2", "tea")]
+    assert await read(100, store=("s1",), drink=("tea", "x")) == [("s1", "tea")]
+    assert await read(100, store=("nowhere",)) == []
+    whole = await views.reader.snapshot("sales", 0)
+    scope = SnapshotScope(orders[0].tenant, (("store", ("nowhere",)),), 1)
+    assert (await views.reader.snapshot("sales", 0, scope)).versions == whole.versions
 
 
 async def test_floor_of_an_idle_lane_rises_above_every_commit(views: Views) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -229,6 +230,47 @@ async def test_sessions_are_counted_by_address_and_in_all(
                 assert await refused_status(platform) == 503
         async with platform.connected() as again:
             await again.hear("welcome")
+
+
+async def test_connections_a_minute_are_bounded_however_short_they_are(
+    database_url: str, valkey_url: str, redis_namespace: str
+) -> None:
+    async with served(
+        database_url, valkey_url, redis_namespace, connects_per_minute=3, rate_settle_seconds=0.05
+    ) as platform:
+        if time.time() % 60 > 45:
+            # A count that a minute's end would divide in two proves nothing.
+            await asyncio.sleep(60 - time.time() % 60)
+        for _ in range(3):
+            async with platform.connected() as talk:
+                await talk.hear("welcome")
+        async with platform.connected() as talk:
+            assert (await talk.hear_close())[0] == 4429
+        stream = f"{platform.http}/api/v1/live?channel=view:hourly"
+        async with platform.session.get(stream) as response:
+            assert b"rate-limited" in await response.content.read()
+        elsewhere = {"X-Forwarded-For": "192.0.2.7"}
+        async with platform.connected(additional_headers=elsewhere) as talk:
+            await talk.hear("welcome")
+
+
+async def test_a_history_that_is_too_long_is_refused_where_it_is_read(
+    database_url: str, valkey_url: str, redis_namespace: str
+) -> None:
+    async with served(database_url, valkey_url, redis_namespace, deep_rows_max=2) as platform:
+        old = platform.now_us - 40 * 86_400_000_000
+        await platform.store(
+            *(platform.order(ordered_at_us=old, store=store) for store in ("a", "b", "c"))
+        )
+        await platform.fold()
+        async with platform.connected() as talk:
+            await talk.hear("welcome")
+            since = old // 1_000_000 - 3600
+            wish: dict[str, Any] = {"type": "subscribe", "channel": "view:hourly", "since": since}
+            await talk.say(**wish, id=1)
+            assert (await talk.hear("error"))["code"] == "too-many-rows"
+            await talk.say(**wish, id=2, filter={"store": ["a", "c"]})
+            assert len((await talk.hear("snapshot"))["rows"]) == 2
 
 
 async def test_keys_open_sessions_three_ways(

@@ -93,6 +93,7 @@ async def run(folder: Path, sockets: int, storms: int) -> int:
             "COFFEE_RT_DATABASE_URL": postgres.url,
             "COFFEE_RT_AUTH": "off",
             "COFFEE_RT_FANOUT_SESSIONS_PER_ADDRESS_MAX": str(sockets + 100),
+            "COFFEE_RT_FANOUT_CONNECTS_PER_MINUTE": "0",
         }
         async with (
             aiohttp.ClientSession() as client,

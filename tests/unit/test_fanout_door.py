@@ -7,8 +7,10 @@ from ipaddress import ip_network
 import pytest
 from multidict import CIMultiDict
 
+from coffee_rt.callers.rate import RateLimited, RateLimiter
 from coffee_rt.errors import Overload, Rejected
 from coffee_rt.fanout.door import Door
+from tests.unit.test_callers_rate import Clock, Storage
 
 PROXIES = [ip_network("10.0.0.0/8"), ip_network("fd00::/8")]
 
@@ -68,7 +70,47 @@ def test_forwarded_addresses_are_believed_only_from_proxies() -> None:
     assert door.enter(behind, "10.0.0.1") == "192.0.2.1"
     assert door.enter(behind, "203.0.113.5") == "203.0.113.5"
     assert door.enter(door.check(headers()), "10.0.0.1") == "10.0.0.1"
-    assert door.enter(door.check(headers(x_forwarded_for="nonsense")), "10.0.0.1") == "nonsense"
+    assert door.enter(door.check(headers(x_forwarded_for="nonsense")), "10.0.0.1") == "unknown"
+    lines = headers(x_forwarded_for="6.6.6.6")
+    lines.add("x-forwarded-for", "192.0.2.9")
+    assert door.enter(door.check(lines), "10.0.0.1") == "192.0.2.9"
+
+
+def test_all_addresses_of_one_ipv6_network_are_one_callers() -> None:
+    door = a_door(per_address=2)
+    visitor = door.check(headers())
+    for host in (1, 2):
+        assert door.enter(visitor, f"2001:db8:1:2::{host}") == "2001:db8:1:2::/64"
+    with pytest.raises(Overload):
+        door.enter(visitor, "2001:db8:1:2::3")
+    door.enter(visitor, "2001:db8:1:3::1")
+
+
+async def test_connections_a_minute_are_bounded_however_short_they_are() -> None:
+    clock, counts = Clock(), Storage()
+    doors = [
+        Door(
+            sessions_max=10,
+            sessions_per_address_max=10,
+            rate=RateLimiter(counts, clock, "t"),
+            connects_per_minute=4,
+        )
+        for _ in range(2)
+    ]
+    visitor = doors[0].check(headers())
+    for _ in range(4):
+        doors[0].leave(doors[0].enter(visitor, "192.0.2.1"))
+    for door in doors:
+        assert door._rate is not None
+        await door._rate.settle()
+    with pytest.raises(RateLimited) as refusal:
+        doors[0].enter(visitor, "192.0.2.1")
+    assert refusal.value.status == 429
+    doors[1].leave(doors[1].enter(visitor, "192.0.2.1"))
+    await doors[1]._rate.settle()  # type: ignore[union-attr]
+    with pytest.raises(RateLimited):
+        doors[1].enter(visitor, "192.0.2.1")
+    doors[1].enter(visitor, "192.0.2.2")
 
 
 def test_numbers_are_bounded_and_given_back() -> None:

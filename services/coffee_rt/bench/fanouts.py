@@ -134,6 +134,7 @@ async def _measure_ours(stack: Stack, epoch: str, sockets: int, seconds: float) 
         COFFEE_RT_FANOUT_WEBSOCKET_PORT=str(port),
         COFFEE_RT_FANOUT_FRAME_INTERVAL_MS="0",
         COFFEE_RT_FANOUT_SESSIONS_PER_ADDRESS_MAX=str(sockets + 10),
+        COFFEE_RT_FANOUT_CONNECTS_PER_MINUTE="0",
         COFFEE_RT_FANOUT_SESSIONS_MAX=str(sockets + 10),
         COFFEE_RT_OPEN_FILES_MIN=str(sockets + 200),
     )

@@ -24,9 +24,9 @@ class _Line:
 
 class Turns:
     """One of a process, one event loop only. Each caller waits in a line of its own, so that whoever asks
-    for much waits behind nobody but itself, and nobody else behind it."""
+    for much waits behind nobody but itself, and nobody else behind it. `wait_seconds_max` None: for ever."""
 
-    def __init__(self, at_once: int, waiting_max: int, wait_seconds_max: float) -> None:
+    def __init__(self, at_once: int, waiting_max: int, wait_seconds_max: float | None) -> None:
         self._at_once = at_once
         self._present_max = at_once + waiting_max
         self._wait_seconds_max = wait_seconds_max

@@ -8,6 +8,7 @@ from typing import Protocol
 from coffee_rt.store.contract import StoredOrder
 from coffee_rt.store.view_contract import (
     LaneVersion,
+    SnapshotScope,
     ViewAnswer,
     ViewQuery,
     ViewSnapshot,
@@ -31,7 +32,9 @@ class LaneVersions(Protocol):
 class SnapshotReader(Protocol):
     """Folded rows and lane versions of one statement, from the primary (of ViewReader)."""
 
-    async def snapshot(self, view: str, start: int) -> ViewSnapshot: ...
+    async def snapshot(
+        self, view: str, start: int, scope: SnapshotScope | None = None
+    ) -> ViewSnapshot: ...
     async def rows_above(self, view: str, lane: int, version: int, start: int) -> ViewSnapshot: ...
 
 

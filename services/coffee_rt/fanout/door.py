@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network, ip_address
 from urllib.parse import urlsplit
 
+from coffee_rt.callers.addresses import Network, client_address, client_subject
+from coffee_rt.callers.rate import RateLimited, RateLimiter
 from coffee_rt.domain.keys import token_of
 from coffee_rt.errors import Overload, Rejected
 from coffee_rt.fanout import metrics
 from coffee_rt.fanout.protocol import SUBPROTOCOL, TOKEN_SUBPROTOCOL
-
-Network = IPv4Network | IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +27,8 @@ class Visitor:
 
 class Door:
     """Counts open sessions and checks new ones. One per process; each `enter` that did not raise is
-    followed by a `leave` with the address it gave.
+    followed by a `leave` with the address it gave. `rate` counts connections a minute of an address, which
+    also limits guesses of keys: each has a connection of its own.
 
     `origins` are allowed besides the page's own (same host as the request's). A request without an Origin
     comes from no browser: where keys are on it needs a token anyway.
@@ -39,12 +39,16 @@ class Door:
         *,
         sessions_max: int,
         sessions_per_address_max: int,
+        rate: RateLimiter | None = None,
+        connects_per_minute: int = 0,
         origins: Sequence[str] = (),
         trusted_proxies: Sequence[Network] = (),
     ) -> None:
         self.is_closed = False
         self._sessions_max = sessions_max
         self._per_address_max = sessions_per_address_max
+        self._rate = rate
+        self._connects_per_minute = connects_per_minute
         self._origins = frozenset(origins)
         self._trusted = tuple(trusted_proxies)
         self._open = 0
@@ -66,11 +70,17 @@ class Door:
             if token is None and part.startswith(TOKEN_SUBPROTOCOL):
                 token = part.removeprefix(TOKEN_SUBPROTOCOL)
         subprotocol = SUBPROTOCOL if SUBPROTOCOL in offered else None
-        return Visitor(token, subprotocol, headers.get("X-Forwarded-For", ""))
+        return Visitor(token, subprotocol, _lines_of(headers, "x-forwarded-for"))
 
     def enter(self, visitor: Visitor, peer: str) -> str:
-        """Count a connection from `peer` in; the client's address. Raises Overload (429)."""
-        address = self._address(peer, visitor.forwarded)
+        """Count a connection from `peer` in; what of the client's address is limited. Raises Overload (429)."""
+        forwarded = visitor.forwarded.encode("latin-1", "replace") or None
+        address = client_subject(client_address((peer, 0), forwarded, self._trusted))
+        if self._rate is not None and self._connects_per_minute:
+            quota = self._rate.take(f"address:{address}", self._connects_per_minute)
+            if quota.is_exceeded:
+                metrics.refused.labels("rate").inc()
+                raise RateLimited(quota)
         if self._by_address.get(address, 0) >= self._per_address_max:
             metrics.refused.labels("address").inc()
             raise Overload("too-many-sessions", "too many sessions from this address", 10.0, 429)
@@ -95,18 +105,7 @@ class Door:
         metrics.refused.labels("origin").inc()
         raise Rejected("bad-origin", "This page may not connect here.", status=403)
 
-    def _address(self, peer: str, forwarded: str) -> str:
-        """The client's address: the last one that no trusted proxy has written."""
-        address = peer
-        for hop in reversed([part.strip() for part in forwarded.split(",") if part.strip()]):
-            if not self._is_trusted(address):
-                break
-            address = hop
-        return address
 
-    def _is_trusted(self, address: str) -> bool:
-        try:
-            parsed = ip_address(address)
-        except ValueError:
-            return False
-        return any(parsed in network for network in self._trusted)
+def _lines_of(headers: Mapping[str, str], name: str) -> str:
+    """All lines of a header in one: a proxy may add a line of its own below the one a client has made up."""
+    return ",".join(text for known, text in headers.items() if known.lower() == name)

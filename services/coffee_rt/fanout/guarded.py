@@ -16,6 +16,7 @@ from coffee_rt.runtime.breaker import CircuitBreaker
 from coffee_rt.store.contract import StoredOrder
 from coffee_rt.store.view_contract import (
     LaneVersion,
+    SnapshotScope,
     ViewAnswer,
     ViewQuery,
     ViewSnapshot,
@@ -52,8 +53,10 @@ class GuardedStore:
     async def views(self) -> list[ViewState]:
         return await self._call(self._catalogue.views)
 
-    async def snapshot(self, view: str, start: int) -> ViewSnapshot:
-        return await self._call(self._snapshots.snapshot, view, start)
+    async def snapshot(
+        self, view: str, start: int, scope: SnapshotScope | None = None
+    ) -> ViewSnapshot:
+        return await self._call(self._snapshots.snapshot, view, start, scope)
 
     async def rows_above(self, view: str, lane: int, version: int, start: int) -> ViewSnapshot:
         return await self._call(self._snapshots.rows_above, view, lane, version, start)

@@ -40,6 +40,16 @@ class FanoutSettings(ProcessSettings):
     sessions_per_address_max: int = own(
         2_000, ge=1, help="Open sessions of one client address; more are closed with 4429."
     )
+    connects_per_minute: int = own(
+        6_000,
+        ge=0,
+        help="Connections a minute of one client address, of all pods; more are closed with 4429. 0: no limit.",
+    )
+    rate_settle_seconds: float = own(
+        0.25,
+        gt=0,
+        help="How often connections counted here are added up with the other pods in Redis.",
+    )
     subscriptions_max: int = own(16, ge=1, le=256, help="Subscriptions of one session.")
     message_bytes_max: int = own(
         16_384, ge=1_024, help="Bytes of a client's message; a larger one is closed with 1009."

@@ -84,7 +84,7 @@ class ViewChannel(Channel):
         decimals: int,
         limits: ViewLimits,
         monotonic: Callable[[], float],
-        read: Callable[[str, int], Awaitable[ViewSnapshot]],
+        read: Callable[[str, Subscription], Awaitable[ViewSnapshot | None]],
     ) -> None:
         super().__init__()
         self.name = f"view:{definition.name}"
@@ -275,30 +275,24 @@ class ViewChannel(Channel):
         What is applied while it is read comes after it once more, as a delta from `seq`."""
         seq = self.rows.seq
         try:
-            snapshot = await self._read(self.view, subscription.since)
+            snapshot = await self._read(self.view, subscription)
         except Rejected as error:
             # The view has just been dropped; the catalogue will say so to all others.
             self._refuse(subscription, error.code, error.detail)
             return
-        metrics.reloads.labels("deep").inc()
         subscription.is_waiting = False
-        if subscription.is_closed:
+        if snapshot is None or subscription.is_closed:
             return
+        metrics.reloads.labels("deep").inc()
         is_same_shape = self.rows.is_same_shape(snapshot.versions, snapshot.rows)
         if snapshot.epoch != self.rows.epoch or not is_same_shape:
             self.repair.request_view()
             await self._open_later(subscription, None)
             return
-        encoded = [
-            row.encoded
-            for tenant, row in (
-                self.rows.encode_row(source, source["lane"]) for source in snapshot.rows
-            )
-            if tenant == subscription.tenant and is_match(subscription.filter, row.dimensions)
-        ]
-        if len(encoded) > self._limits.deep_rows_max:
+        if len(snapshot.rows) > self._limits.deep_rows_max:
             self._refuse(subscription, "too-many-rows", "ask for a later `since` or a filter")
             return
+        encoded = [self.rows.encode_row(row, row["lane"])[1].encoded for row in snapshot.rows]
         versions = tuple(snapshot.versions)
         subscription.seq, subscription.told = seq, versions
         frames = self._snapshot_frames(subscription, snapshot.epoch, versions, encoded)

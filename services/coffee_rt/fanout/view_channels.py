@@ -6,20 +6,15 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from coffee_rt.errors import Retryable
 from coffee_rt.fanout import metrics
 from coffee_rt.fanout.beacons import Heard
 from coffee_rt.fanout.contract import Catalogue, SnapshotReader
+from coffee_rt.fanout.deep_reads import DeepReads
 from coffee_rt.fanout.protocol import parse_filter
 from coffee_rt.fanout.repair import ViewRepair
 from coffee_rt.fanout.subscriptions import Subscription
 from coffee_rt.fanout.view_channel import ViewChannel, ViewLimits
 from coffee_rt.runtime.clock import Clock
-from coffee_rt.store.view_contract import ViewSnapshot
-
-DEEP_READS_MAX = 2
-"""Snapshots older than the window read at once; the others wait."""
-DEEP_RETRY_SECONDS = 1.0
 
 
 class ViewChannels:
@@ -52,8 +47,7 @@ class ViewChannels:
         self._start = start
         self._on_loaded = on_loaded
         self._on_other_shape = on_other_shape
-        self._deep_reads = asyncio.Semaphore(DEEP_READS_MAX)
-        self._reading: dict[tuple[str, int], asyncio.Task[ViewSnapshot]] = {}
+        self._deep_reads = DeepReads(reader, clock, uniform, limits.deep_rows_max)
 
     @property
     def is_loaded(self) -> bool:
@@ -103,29 +97,8 @@ class ViewChannels:
             "decimals": self._decimals,
             "limits": self._limits,
             "monotonic": self._clock.monotonic,
-            "read": self._read_deep,
+            "read": self._deep_reads.read,
         }
-
-    async def _read_deep(self, view: str, since: int) -> ViewSnapshot:
-        """A snapshot from PostgreSQL; sessions that want the same one share the read."""
-        key = (view, since)
-        reading = self._reading.get(key)
-        if reading is None:
-            reading = asyncio.create_task(self._read(view, since))
-            self._reading[key] = reading
-            reading.add_done_callback(lambda _: self._reading.pop(key, None))
-        # Shielded: one session that leaves must not take the read away from the others.
-        return await asyncio.shield(reading)
-
-    async def _read(self, view: str, since: int) -> ViewSnapshot:
-        """Read until it worked: the sessions that wait for it would only ask again."""
-        while True:
-            try:
-                async with self._deep_reads:
-                    return await self._reader.snapshot(view, since)
-            except Retryable:
-                metrics.reload_failures.inc()
-            await self._clock.sleep(self._uniform(DEEP_RETRY_SECONDS / 2, DEEP_RETRY_SECONDS))
 
     def _add(self, name: str, channel: ViewChannel) -> None:
         repair = ViewRepair(

@@ -9,6 +9,7 @@ from ipaddress import ip_network
 
 from starlette.applications import Starlette
 
+from coffee_rt.callers.rate import RateLimiter
 from coffee_rt.channels.redis import RedisChannels
 from coffee_rt.domain.keys import KeyRing
 from coffee_rt.fanout.app import build_app
@@ -23,6 +24,7 @@ from coffee_rt.fanout.settings import FanoutSettings
 from coffee_rt.fanout.streams import LiveStreams
 from coffee_rt.fanout.view_channel import ViewLimits
 from coffee_rt.fanout.websocket_server import ServerLimits, WebSocketServer
+from coffee_rt.redis_nodes.counts import SharedCounts
 from coffee_rt.runtime.breaker import CircuitBreaker
 from coffee_rt.runtime.lifecycle import Lifecycle
 from coffee_rt.runtime.settings import SettingsError
@@ -134,9 +136,14 @@ async def wired(settings: FanoutSettings, lifecycle: Lifecycle) -> AsyncIterator
     if authority is not None:
         authority.listen(hub.recheck_keys)
         authority.listen(dashboard.recheck_keys)
+    counts = SharedCounts(settings.redis, settings.namespace)
+    rate = RateLimiter(counts, clock, "fanout")
+    lifecycle.spawn(rate.run(settings.rate_settle_seconds), "rates")
     door = Door(
         sessions_max=settings.sessions_max,
         sessions_per_address_max=settings.sessions_per_address_max,
+        rate=rate,
+        connects_per_minute=settings.connects_per_minute,
         origins=settings.origins,
         trusted_proxies=[ip_network(network) for network in settings.trusted_proxies],
     )
@@ -156,6 +163,7 @@ async def wired(settings: FanoutSettings, lifecycle: Lifecycle) -> AsyncIterator
     finally:
         await server.close()
         await messages.close()
+        await counts.close()
         await pool.close()
 
 

@@ -9,7 +9,7 @@ from coffee_rt.domain.views import Delta, Group, merge_deltas
 from coffee_rt.errors import Rejected
 from coffee_rt.store.memory_database import MemoryDatabase, MemoryView
 from coffee_rt.store.memory_rows import merged_groups, published_row
-from coffee_rt.store.view_contract import ViewAnswer, ViewQuery, ViewSnapshot
+from coffee_rt.store.view_contract import SnapshotScope, ViewAnswer, ViewQuery, ViewSnapshot
 from coffee_rt.store.view_read_sql import answer_keys, check_query
 
 TAIL_DELTAS_MAX = 20_000
@@ -44,9 +44,15 @@ class MemoryViewReader:
             newest_at_ms=max((d.newest_at_us for d in answer.values()), default=0) // 1000,
         )
 
-    async def snapshot(self, view: str, start: int) -> ViewSnapshot:
+    async def snapshot(
+        self, view: str, start: int, scope: SnapshotScope | None = None
+    ) -> ViewSnapshot:
         kept = self._find(view)
-        return _snapshot(kept, [group for group in kept.rows if group[1] >= start])
+        groups = [group for group in kept.rows if group[1] >= start]
+        if scope is not None:
+            groups = [group for group in groups if _is_inside(kept, group, scope)]
+            groups = groups[: scope.rows_max]
+        return _snapshot(kept, groups)
 
     async def rows_above(self, view: str, lane: int, version: int, start: int) -> ViewSnapshot:
         kept = self._find(view)
@@ -102,6 +108,12 @@ def _answer_row(view: MemoryView, query: ViewQuery, key: Group, delta: Delta) ->
     names = [measure.name for measure in definition.measures]
     row = dict(zip(answer_keys(definition, query), key, strict=True))
     return row | dict(zip(names, delta.measures, strict=True))
+
+
+def _is_inside(view: MemoryView, group: Group, scope: SnapshotScope) -> bool:
+    tenant, _bucket, *texts = group
+    values = dict(zip(view.state.definition.dimension_columns, texts, strict=True))
+    return tenant == scope.tenant and all(values[name] in chosen for name, chosen in scope.filters)
 
 
 def _snapshot(view: MemoryView, groups: list[Group]) -> ViewSnapshot:

@@ -234,10 +234,22 @@ class ViewSnapshot:
     """As in ViewChange: tenant, bucket, dimensions, measures, version, newest_at_ms, lane."""
 
 
+@dataclass(frozen=True, slots=True)
+class SnapshotScope:
+    """What of a view's rows is read: a tenant's, with these texts in these dimensions, so many at most."""
+
+    tenant: int
+    filters: tuple[tuple[str, tuple[str, ...]], ...]
+    rows_max: int
+
+
 class ViewReader(Protocol):
     async def query(self, query: ViewQuery) -> ViewAnswer: ...
 
-    async def snapshot(self, view: str, start: int) -> ViewSnapshot: ...
+    async def snapshot(
+        self, view: str, start: int, scope: SnapshotScope | None = None
+    ) -> ViewSnapshot:
+        """All rows from a bucket on, or those of a scope."""
 
     async def rows_above(self, view: str, lane: int, version: int, start: int) -> ViewSnapshot:
         """Rows of one lane changed after a version: what repairs a gap."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from coffee_rt.domain.views import ViewDefinition
 from coffee_rt.errors import Rejected
-from coffee_rt.store.view_contract import ViewQuery
+from coffee_rt.store.view_contract import SnapshotScope, ViewQuery
 from coffee_rt.store.view_repair_sql import is_empty, tenants_sql
 from coffee_rt.store.view_schema import measure_columns, merged_measure, quoted
 from coffee_rt.store.view_tables import deltas_table_of, table_of
@@ -162,6 +162,29 @@ def snapshot_sql(definition: ViewDefinition, internal: str) -> str:
             ) m
         ) m ON true
     """
+
+
+def scoped_snapshot_sql(
+    definition: ViewDefinition, internal: str, start: int, scope: SnapshotScope
+) -> tuple[str, list[Any]]:
+    """The same of one tenant, confined where it is read: the rest of a history is not even sent."""
+    arguments = Arguments()
+    parts = [
+        f"m.tenant = {arguments.add(scope.tenant)}",
+        f"m.bucket >= {arguments.add(datetime.fromtimestamp(start, UTC))}",
+    ]
+    for name, values in scope.filters:
+        if name not in definition.dimension_columns:
+            raise Rejected("unknown-dimension", f"{definition.name} has no {name}", status=404)
+        parts.append(f'm."{name}" = ANY ({arguments.add(list(values))}::text[])')
+    sql = f"""
+        SELECT {_snapshot_columns(definition, internal)}
+        FROM (SELECT) always LEFT JOIN (
+            SELECT * FROM {table_of(internal)} m WHERE {" AND ".join(parts)}
+            LIMIT {arguments.add(scope.rows_max)}
+        ) m ON true
+    """
+    return sql, arguments.values
 
 
 def rows_above_sql(definition: ViewDefinition, internal: str) -> str:

@@ -17,12 +17,13 @@ import asyncpg
 from coffee_rt.errors import Rejected, Retryable
 from coffee_rt.runtime.clock import Clock, SystemClock
 from coffee_rt.store.pool import Pool
-from coffee_rt.store.view_contract import ViewAnswer, ViewQuery, ViewSnapshot
+from coffee_rt.store.view_contract import SnapshotScope, ViewAnswer, ViewQuery, ViewSnapshot
 from coffee_rt.store.view_read_sql import (
     answer_keys,
     check_query,
     query_sql,
     rows_above_sql,
+    scoped_snapshot_sql,
     snapshot_sql,
 )
 from coffee_rt.store.view_schema import measure_columns, row_columns
@@ -54,11 +55,16 @@ class PostgresViewReader:
         """Raises Rejected for an unknown view, dimension or measure."""
         return await self._with_view(query.view, lambda view: self._query(view, query))
 
-    async def snapshot(self, view: str, start: int) -> ViewSnapshot:
+    async def snapshot(
+        self, view: str, start: int, scope: SnapshotScope | None = None
+    ) -> ViewSnapshot:
         async def read(live: LiveView) -> ViewSnapshot:
-            rows = await self._pool.fetch(
-                snapshot_sql(live.definition, live.internal), datetime.fromtimestamp(start, UTC)
-            )
+            if scope is None:
+                sql = snapshot_sql(live.definition, live.internal)
+                rows = await self._pool.fetch(sql, datetime.fromtimestamp(start, UTC))
+            else:
+                sql, arguments = scoped_snapshot_sql(live.definition, live.internal, start, scope)
+                rows = await self._pool.fetch(sql, *arguments)
             return _snapshot(live, rows)
 
         return await self._with_view(view, read)
