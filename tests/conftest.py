@@ -22,8 +22,11 @@ import pytest
 
 from coffee_rt.embedded.server_process import TEST, ServerProblem
 from coffee_rt.embedded.servers import EmbeddedPostgres, EmbeddedValkey
+from tests.certified_postgres import programs
 
 T = TypeVar("T")
+
+collect_ignore = [] if programs() else ["integration/test_postgres_certificates.py"]
 
 _TEMPLATE = "migrated"
 _numbers = itertools.count(1)

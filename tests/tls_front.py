@@ -18,31 +18,47 @@ SSL_REQUEST = bytes.fromhex("0000000804d2162f")
 
 @dataclass(frozen=True)
 class Papers:
-    """Files of one authority: its own certificate, and a client's with key."""
+    """Files of one authority: its own certificate, a client's and a server's with their keys."""
 
     ca: Path
     client: Path
     client_key: Path
+    served: Path
+    served_key: Path
     server: ssl.SSLContext
+    authority: trustme.CA
+
+    def issue(self, folder: Path, client: str) -> tuple[Path, Path]:
+        """Another client's certificate and key."""
+        folder.mkdir(parents=True, exist_ok=True)
+        issued = self.authority.issue_cert("till@example.org", common_name=client)
+        return _write(issued, folder, "client")
 
 
-def make_papers(folder: Path, host: str = "127.0.0.1") -> Papers:
-    """`host` is who the server's certificate is for."""
+def make_papers(folder: Path, host: str = "127.0.0.1", *, client: str = "till") -> Papers:
+    """`host` is who the server's certificate is for, `client` the name in the client's."""
     folder.mkdir(parents=True, exist_ok=True)
     authority = trustme.CA()
-    papers = Papers(
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+    issued = authority.issue_cert(host)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    issued.configure_cert(context)
+    authority.configure_trust(context)
+    till = authority.issue_cert("till@example.org", common_name=client)
+    return Papers(
         folder / "ca.pem",
-        folder / "client.pem",
-        folder / "client.key",
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER),
+        *_write(till, folder, "client"),
+        *_write(issued, folder, "server"),
+        context,
+        authority,
     )
-    authority.cert_pem.write_to_path(papers.ca)
-    client = authority.issue_cert("till@example.org")
-    client.cert_chain_pems[0].write_to_path(papers.client)
-    client.private_key_pem.write_to_path(papers.client_key)
-    authority.issue_cert(host).configure_cert(papers.server)
-    authority.configure_trust(papers.server)
-    return papers
+
+
+def _write(issued: trustme.LeafCert, folder: Path, name: str) -> tuple[Path, Path]:
+    certificate, key = folder / f"{name}.pem", folder / f"{name}.key"
+    issued.cert_chain_pems[0].write_to_path(certificate)
+    issued.private_key_pem.write_to_path(key)
+    return certificate, key
 
 
 @contextmanager

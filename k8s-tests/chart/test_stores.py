@@ -96,6 +96,7 @@ def test_a_cluster_with_replicas_needs_one_for_every_write() -> None:
         ("valkey.mode=external", "give valkey.external.url"),
         ("postgresql.mode=external", "give postgresql.external.url"),
         ("postgresql.restore.base=x", "needs postgresql.archive.enabled"),
+        ("tls.databaseClientSecret=x", "needs tls.databaseCaSecret"),
     ],
 )
 def test_what_would_lose_orders_or_not_work_is_refused(value: str, words: str) -> None:
@@ -161,6 +162,36 @@ def test_addresses_of_external_stores_come_from_their_secrets() -> None:
     env = variables(objects, "query-api")
     replica = env["COFFEE_RT_DATABASE_REPLICA_URL"]["valueFrom"]["secretKeyRef"]
     assert replica == {"name": "p", "key": "database-replica-url", "optional": True}
+
+
+@pytest.mark.parametrize("kind", ["Deployment", "Job"])
+def test_whoever_speaks_to_a_store_is_given_our_certificate(kind: str) -> None:
+    objects = render(
+        "postgresql.mode=external",
+        "postgresql.external.url=postgresql://coffee_rt@db/orders",
+        "tls.databaseCaSecret=authority",
+        "tls.databaseClientSecret=ours",
+        "tls.redisClientSecret=ours-too",
+    )
+    clients = [
+        each["spec"]["template"]["spec"]
+        for each in objects
+        if each["kind"] == kind and "COFFEE_RT_DATABASE_URL" in str(each)
+    ]
+    assert clients
+    for spec in clients:
+        secrets = {each["name"]: each.get("secret") for each in spec["volumes"]}
+        (container,) = spec["containers"]
+        files = {item["name"]: item.get("value") for item in container["env"]}
+        mounted = {each["name"]: each for each in container["volumeMounts"]}
+        for store, name in (("database", "ours"), ("redis", "ours-too")):
+            folder = f"/etc/coffee-rt/tls/{store}-client"
+            assert secrets[f"{store}-client"]["secretName"] == name
+            assert mounted[f"{store}-client"]["mountPath"] == folder
+            assert mounted[f"{store}-client"]["readOnly"]
+            prefix = f"COFFEE_RT_{store.upper()}"
+            assert files[f"{prefix}_CERTIFICATE_FILE"] == f"{folder}/tls.crt"
+            assert files[f"{prefix}_KEY_FILE"] == f"{folder}/tls.key"
 
 
 def test_a_pooler_gets_no_named_statements_unless_asked() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -72,6 +73,24 @@ async def test_who_cannot_prove_who_it_is_is_refused(
         )
         assert await pool.fetchval("SELECT 1") == 1
         await pool.close()
+
+
+async def test_a_server_that_wants_to_know_us_is_shown_our_certificate(
+    tls_url: str, valkey_url: str, redis_namespace: str, papers: Papers
+) -> None:
+    papers.server.verify_mode = ssl.CERT_REQUIRED
+    try:
+        assert await refusal(DatabaseSettings(url=tls_url, ca_file=papers.ca))
+        settings = DatabaseSettings(
+            url=tls_url,
+            ca_file=papers.ca,
+            certificate_file=papers.client,
+            key_file=papers.client_key,
+        )
+        async with served(settings.url, valkey_url, redis_namespace, database=settings) as platform:
+            await platform.get("/api/v1/views")
+    finally:
+        papers.server.verify_mode = ssl.CERT_NONE
 
 
 async def test_no_plain_text_is_spoken_either_way(

@@ -92,6 +92,9 @@ memoryRatioSlow of the memory on, new orders are refused. */}}
 {{- if and .Values.gateway.enabled (not .Values.gateway.parentRefs) -}}
 {{- fail "gateway.enabled needs gateway.parentRefs: the Gateway that the route is attached to" -}}
 {{- end -}}
+{{- if and .Values.tls.databaseClientSecret (not .Values.tls.databaseCaSecret) -}}
+{{- fail "tls.databaseClientSecret needs tls.databaseCaSecret: whom our certificate is shown to must be checked" -}}
+{{- end -}}
 {{- if and .Values.tls.enabled (not .Values.tls.secretName) -}}
 {{- fail "tls.enabled needs tls.secretName: the Secret with the certificate of ingress.host" -}}
 {{- end -}}

@@ -60,15 +60,21 @@ COFFEE_RT_HTTP_PORT: "8000"
 {{- end }}
 {{- end }}
 
-{{/* (root): authorities of the stores' certificates, where a Secret holds one. */}}
+{{/* (root): authorities of the stores' certificates, and our own ones, where a Secret holds them. */}}
 {{- define "coffee-rt.authorityEnv" -}}
-{{- if .Values.tls.redisCaSecret }}
-- name: COFFEE_RT_REDIS_CA_FILE
-  value: /etc/coffee-rt/tls/redis/ca.crt
+{{- range $store, $secret := dict "REDIS" .Values.tls.redisCaSecret "DATABASE" .Values.tls.databaseCaSecret }}
+{{- if $secret }}
+- name: COFFEE_RT_{{ $store }}_CA_FILE
+  value: /etc/coffee-rt/tls/{{ lower $store }}/ca.crt
 {{- end }}
-{{- if .Values.tls.databaseCaSecret }}
-- name: COFFEE_RT_DATABASE_CA_FILE
-  value: /etc/coffee-rt/tls/database/ca.crt
+{{- end }}
+{{- range $store, $secret := dict "REDIS" .Values.tls.redisClientSecret "DATABASE" .Values.tls.databaseClientSecret }}
+{{- if $secret }}
+- name: COFFEE_RT_{{ $store }}_CERTIFICATE_FILE
+  value: /etc/coffee-rt/tls/{{ lower $store }}-client/tls.crt
+- name: COFFEE_RT_{{ $store }}_KEY_FILE
+  value: /etc/coffee-rt/tls/{{ lower $store }}-client/tls.key
+{{- end }}
 {{- end }}
 {{- end }}
 
@@ -81,6 +87,14 @@ COFFEE_RT_HTTP_PORT: "8000"
     items: [{key: ca.crt, path: ca.crt}]
 {{- end }}
 {{- end }}
+{{- range $store, $secret := dict "redis" .Values.tls.redisClientSecret "database" .Values.tls.databaseClientSecret }}
+{{- if $secret }}
+- name: {{ $store }}-client
+  secret:
+    secretName: {{ $secret }}
+    items: [{key: tls.crt, path: tls.crt}, {key: tls.key, path: tls.key}]
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{- define "coffee-rt.authorityMounts" -}}
@@ -88,6 +102,13 @@ COFFEE_RT_HTTP_PORT: "8000"
 {{- if $secret }}
 - name: {{ $store }}-authority
   mountPath: /etc/coffee-rt/tls/{{ $store }}
+  readOnly: true
+{{- end }}
+{{- end }}
+{{- range $store, $secret := dict "redis" .Values.tls.redisClientSecret "database" .Values.tls.databaseClientSecret }}
+{{- if $secret }}
+- name: {{ $store }}-client
+  mountPath: /etc/coffee-rt/tls/{{ $store }}-client
   readOnly: true
 {{- end }}
 {{- end }}
