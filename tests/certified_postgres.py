@@ -65,7 +65,14 @@ class CertifiedPostgres(Server):
             for path in (self.data_dir, papers, *papers.iterdir()):
                 os.chown(path, *user)
         options = ["-U", USER, "-A", "scram-sha-256", f"--pwfile={secret}", "--no-sync"]
-        command: list[str | Path] = [self._programs / "initdb", "-D", self.data_dir, "-E", "UTF8", *options]
+        command: list[str | Path] = [
+            self._programs / "initdb",
+            "-D",
+            self.data_dir,
+            "-E",
+            "UTF8",
+            *options,
+        ]
         assert spawn(command, self.log, user=user).wait() == 0, self.log.read_text()
         (self.data_dir / "pg_hba.conf").write_text(_HBA)
         with (self.data_dir / "postgresql.conf").open("a") as conf:

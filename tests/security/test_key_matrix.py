@@ -163,6 +163,47 @@ async def test_a_key_is_changed_without_a_refused_request(
     assert set(statuses) == {202}
 
 
+async def test_a_readers_key_is_changed_without_a_refused_request(
+    database_url: str, valkey_url: str, redis_namespace: str
+) -> None:
+    old, path = await add_key(database_url, "read"), "/api/v1/orders"
+    current, statuses, is_done = old, [], False
+    async with served(
+        database_url, valkey_url, redis_namespace, auth="required", keys_refresh_seconds=0.1
+    ) as platform:
+
+        async def status_of(key: MintedKey) -> int:
+            headers = {"X-API-Key": key.text}
+            async with platform.session.get(platform.address + path, headers=headers) as reply:
+                await reply.read()
+                return reply.status
+
+        async def read() -> None:
+            while not is_done:
+                statuses.append(await status_of(current))
+                await asyncio.sleep(0.005)
+
+        async def until(key: MintedKey, status: int) -> None:
+            async with asyncio.timeout(20):
+                while await status_of(key) != status:
+                    pass
+
+        client = asyncio.create_task(read())
+        new = await add_key(database_url, "read")
+        await until(new, 200)
+        # Both open it now: clients may move one by one.
+        assert await status_of(old) == 200
+        current = new
+        await asyncio.sleep(0.05)
+        async with a_pool(database_url) as pool:
+            assert await PostgresApiKeys(pool).revoke_api_key(old.key_id)
+        await until(old, 401)
+        is_done = True
+        await client
+        assert await status_of(new) == 200
+    assert set(statuses) == {200}
+
+
 async def _until(api: RunningOrderApi, key: MintedKey, status: int) -> None:
     async with asyncio.timeout(20):
         while True:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
-from coffee_rt.domain.keys import KeyRing
-from coffee_rt.errors import Retryable
+from coffee_rt.domain.keys import Access, KeyRing, MintedKey, mint_key
+from coffee_rt.errors import Rejected, Retryable
 from coffee_rt.store.contract import ApiKey
 from coffee_rt.store.key_refresh import KeyRefresher
+from coffee_rt.store.memory_database import MemoryDatabase
+from coffee_rt.store.memory_keys import MemoryApiKeys
 from tests.fanout_world import VirtualClock
 
 
@@ -42,4 +44,36 @@ async def test_first_keys_are_asked_for_again_soon() -> None:
     assert store.asked == 3
     await clock.advance(20.0)
     assert store.asked == 4
+    task.cancel()
+
+
+async def test_keys_come_and_go_within_one_refresh() -> None:
+    clock, store = VirtualClock(), MemoryApiKeys(MemoryDatabase())
+    ring = KeyRing(age_seconds_max=3600, fresh_seconds=60)
+    refresher = KeyRefresher(store, ring, clock, 10.0)
+    old, new = mint_key(), mint_key()
+
+    async def add(key: MintedKey) -> None:
+        scopes = frozenset({"read"})
+        await store.add_api_key(ApiKey(key.key_id, 0, "t", key.secret_hash, scopes, None, False))
+
+    def opens(key: MintedKey) -> bool:
+        try:
+            ring.check(key.text, Access.READ, clock.monotonic())
+        except Rejected:
+            return False
+        return True
+
+    await add(old)
+    await refresher.refresh()
+    task = asyncio.create_task(refresher.run())
+    await clock.advance(5.0)
+    await add(new)
+    await clock.advance(10.0)
+    assert opens(old)
+    assert opens(new)
+    await store.revoke_api_key(old.key_id)
+    await clock.advance(10.0)
+    assert not opens(old)
+    assert opens(new)
     task.cancel()
