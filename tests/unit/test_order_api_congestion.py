@@ -48,6 +48,15 @@ def test_turns_have_a_bound_of_their_own_below_that_of_all_waits() -> None:
     assert code(congestion) is None
 
 
+def test_an_order_that_was_read_long_ago_is_let_go_though_others_are_taken() -> None:
+    congestion = a_congestion(Log())
+    assert congestion.refuse(0.21) is None
+    late = congestion.refuse(0.23)
+    assert late is not None
+    assert (late.code, late.status, late.retry_after_seconds) == ("overloaded", 503, 1.0)
+    assert congestion.refuse(0.0) is None
+
+
 def test_a_log_that_takes_too_long_is_named() -> None:
     log = Log()
     congestion = a_congestion(log)

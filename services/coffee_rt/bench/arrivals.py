@@ -5,7 +5,8 @@ meant to be sent. One that finds no idle connection opens another, up to a bound
 counted. A client that is not answered in time gives up and hangs up, as real ones do. What was
 offered, answered, refused and given up is told for each tenth of a second.
 
-Run as `python -m coffee_rt.bench.arrivals` with a JSON `Arrivals` on standard input; writes a JSON `Account`.
+Run as `python -m coffee_rt.bench.arrivals FILE` with a JSON `Arrivals` on standard input; writes a JSON `Account` into
+the file: it is megabytes, of which a pipe lost the end.
 Talks to loopback only; ends by itself.
 """
 
@@ -15,6 +16,7 @@ import asyncio
 import sys
 import time
 from collections import deque
+from pathlib import Path
 from typing import cast
 
 import msgspec
@@ -248,7 +250,7 @@ async def _carry_out(crowd: _Crowd, phase: Phase, begins: float) -> None:
 def main() -> None:
     job = msgspec.json.decode(sys.stdin.buffer.read(), type=Arrivals)
     account = uvloop.run(run_arrivals(job))
-    sys.stdout.buffer.write(msgspec.json.encode(account))
+    Path(sys.argv[1]).write_bytes(msgspec.json.encode(account))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -123,15 +125,17 @@ def _normal_after(windows: list[Window]) -> float | None:
 
 
 async def _run_arrivals(job: Arrivals) -> Account:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "coffee_rt.bench.arrivals",
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        env=environment(),
-    )
-    answer, _ = await process.communicate(msgspec.json.encode(job))
-    if process.returncode:
-        raise RuntimeError(f"the arrivals' process ended with {process.returncode}")
-    return msgspec.json.decode(answer, type=Account)
+    with tempfile.TemporaryDirectory() as folder:
+        told = Path(folder) / "account.json"
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "coffee_rt.bench.arrivals",
+            told,
+            stdin=asyncio.subprocess.PIPE,
+            env=environment(),
+        )
+        await process.communicate(msgspec.json.encode(job))
+        if process.returncode:
+            raise RuntimeError(f"the arrivals' process ended with {process.returncode}")
+        return msgspec.json.decode(told.read_bytes(), type=Account)

@@ -62,5 +62,19 @@ class Congestion:
             detail = "The order log is too slow at the moment."
             self.refusal = Overload("log-slow", detail, RETRY_AFTER_SECONDS)
         else:
-            detail = "More orders arrive than can be taken at the moment."
-            self.refusal = Overload("overloaded", detail, RETRY_AFTER_SECONDS)
+            self.refusal = _overloaded()
+
+    def refuse(self, waited_seconds: float) -> Overload | None:
+        """Why an order is refused that was read so long ago and not looked at until now; None if it is not.
+
+        Looks come once a turn: they know of a crowd when its turn is over. This keeps the turn itself short, as
+        what has waited too long is let go for next to nothing instead of making all behind it wait as well.
+        """
+        if waited_seconds > self._turn_seconds_max:
+            return _overloaded()
+        return self.refusal
+
+
+def _overloaded() -> Overload:
+    detail = "More orders arrive than can be taken at the moment."
+    return Overload("overloaded", detail, RETRY_AFTER_SECONDS)

@@ -102,10 +102,11 @@ class HotApp:
             answer.headers.append((b"allow", allowed.encode()))
             await answer.send(send)
 
-    def turn_away(self, route: HotRoute) -> bytes | None:
+    def turn_away(self, route: HotRoute, waited_seconds: float = 0.0) -> bytes | None:
         """While the process can't keep up: the whole answer, for as little work as can be, because this is
-        what there is most of then. None while orders are taken."""
-        refusal = self._turn_away(route)
+        what there is most of then. None while orders are taken. `waited_seconds`: of this request, since it was
+        read; one that waited too long is refused though those before it were not."""
+        refusal = self._turn_away(route, waited_seconds)
         if refusal is None:
             return None
         kind = route.name, refusal.code
@@ -115,8 +116,8 @@ class HotApp:
             refused = self._refused[kind] = answer.to_bytes(is_last=False)
         return refused
 
-    def _turn_away(self, route: HotRoute) -> Overload | None:
-        refusal = self._congestion.refusal
+    def _turn_away(self, route: HotRoute, waited_seconds: float = 0.0) -> Overload | None:
+        refusal = self._congestion.refuse(waited_seconds)
         if refusal is not None:
             REFUSALS.labels(refusal.code).inc()
             self._tally.answered(route.name, refusal.status, 0.0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from asyncio import TimerHandle
 from collections.abc import Mapping
 from random import random
+from time import monotonic
 from types import MappingProxyType
 from typing import Any
 
@@ -32,6 +33,7 @@ class _HotCycle:
         "headers",
         "keep_alive",
         "message_event",
+        "read_at",
         "response_complete",
         "response_started",
         "route",
@@ -45,6 +47,7 @@ class _HotCycle:
         self.disconnected = False
         self.keep_alive = True
         self.message_event = _NOBODY_WAITS
+        self.read_at = 0.0
         self.response_complete = False
         self.response_started = False
 
@@ -118,6 +121,7 @@ class OrderApiProtocol(BoundedProtocol):
             if refusal is not None:
                 self._turn_away(cycle, refusal)
                 return
+            cycle.read_at = monotonic()
             task = self.loop.create_task(self._respond(cycle))
             self.tasks.add(task)
             task.add_done_callback(self.tasks.discard)
@@ -147,6 +151,10 @@ class OrderApiProtocol(BoundedProtocol):
         hot_app = self.hot_app
         if hot_app is None:
             raise Bug("a hot route without its application")
+        refusal = hot_app.turn_away(cycle.route, monotonic() - cycle.read_at)
+        if refusal is not None:
+            self._turn_away(cycle, refusal)
+            return
         request = Request(cycle.headers, b"", self.client, cycle.body)
         answer = None
         try:

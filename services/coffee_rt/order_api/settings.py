@@ -84,8 +84,8 @@ class OrderApiSettings(ProcessSettings):
     turn_seconds_max: float = own(
         0.25,
         gt=0,
-        help="Turn of the event loop above which, twice in a row, new orders get 503 at once: the process has "
-        "more to do than it can.",
+        help="Turn of the event loop above which, twice in a row, new orders get 503 at once; also how long one "
+        "that was read may wait to be looked at. Beyond, the process has more to do than it can.",
     )
     bodies_bytes_max: int = own(
         134_217_728,
