@@ -96,9 +96,10 @@ async def run_scenarios(chosen: list[Scenario], options: argparse.Namespace) -> 
             verdict = await bench.run(each)
             verdicts.append(verdict)
             tell(verdict)
+            # After each: an hour's run that is cut off leaves what it has found out.
+            write(verdicts, options)
     finally:
         await bench.close()
-        write(verdicts, options)
     failed = [verdict.name for verdict in verdicts if not verdict.kept]
     if not failed and not options.keep:
         shutil.rmtree(folder, ignore_errors=True)
