@@ -365,6 +365,13 @@ async def test_a_count_below_what_is_stored_is_told(store: WriteStore, is_compac
     assert await store.keeper.uncounted_records(0, END, 1) == -2
 
 
+async def test_a_count_below_nothing_is_told_too(store: WriteStore) -> None:
+    """What strangers' entries claim to hold, and is in flight, is taken off the log's count."""
+    assert await store.keeper.uncounted_records(0, END, -2) == -2
+    await store.commit(an_entry(an_order(), counter=1))
+    assert await store.keeper.uncounted_records(0, END, -2) == -3
+
+
 async def test_partitions_are_made_ahead_once(store: WriteStore) -> None:
     made = await store.keeper.ensure_partitions(NOW_MS, 2)
     assert made == [

@@ -154,7 +154,8 @@ FROM row CROSS JOIN gap
 """
 
 # Purpose: the numbers up to $4 that neither a row below an entry nor a gap has, and the highest number of a
-# record that was stored. Reads the rows of an hour: for where the sums differ.
+# record that was stored. $4 is below 0 where entries of strangers, in flight, claim more records than were
+# counted. Reads the rows of an hour: for where the sums differ.
 NUMBERS = """
 WITH below AS (
     SELECT counter, records, stored FROM stream_entries
@@ -171,7 +172,9 @@ WITH below AS (
 )
 SELECT coalesce((
            SELECT sum(upper(part) - lower(part))
-           FROM known, unnest(int8multirange(int8range(0, $4::int8, '(]')) - known.numbers) AS part
+           FROM known, unnest(
+               int8multirange(int8range(0, greatest($4::int8, 0), '(]')) - known.numbers
+           ) AS part
        ), 0)::int8 AS missing,
        greatest(
            (SELECT max(counter) FROM below WHERE stored > 0),

@@ -366,7 +366,7 @@ class MemoryKeeper:
         known += [(row.counter - row.records, row.counter) for row in rows]
         through = database.sums.get(shard, {}).get("through_counter", 0)
         highest = max([through, *(row.counter for row in rows if row.stored)])
-        return missing_count(counter, known) or min(0, counter - highest)
+        return missing_count(max(counter, 0), known) or min(0, counter - highest)
 
     async def heartbeat(self, process: str, instance: str, feature_level: int) -> None:
         """See StoreKeeper."""
