@@ -89,6 +89,13 @@ def process_of(part: str) -> str:
     return name if number.isdigit() else part
 
 
+def _is_tracer(process: psutil.Process) -> bool:
+    try:
+        return bool(process.name() == "strace")
+    except psutil.NoSuchProcess:
+        return False
+
+
 class Platform:
     """See the module. `await start()`, hurt it, `await close()`."""
 
@@ -321,10 +328,12 @@ class Platform:
         self._signal(name, signal.SIGCONT)
 
     def _signal(self, name: str, number: signal.Signals) -> None:
-        # PostgreSQL's children are of other sessions, so not the group but the tree.
+        # PostgreSQL's children are of other sessions, so not the group but the tree. A tracer last: killed before
+        # whom it holds up, it lets go of them, and they answer clients before their own end.
         with suppress(psutil.NoSuchProcess):
             root = psutil.Process(self.pid(name))
-            for process in (root, *root.children(recursive=True)):
+            tree = [root, *root.children(recursive=True)]
+            for process in sorted(tree, key=_is_tracer):
                 with suppress(psutil.NoSuchProcess):
                     os.kill(process.pid, number)
 
