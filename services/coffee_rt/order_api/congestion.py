@@ -3,9 +3,10 @@ too long.
 
 Two waits are looked at: for a turn of the event loop (the process is out of CPU), and for the flushes before it
 (the log is slow). Turns are bounded more tightly: a log that stalls soon goes on where it was, but behind a long
-turn stands a queue of connections that nobody has looked at yet, and it grows. An order that would wait longer than its client does is work for nobody, and it makes all
-behind it late as well: so it is refused at once, before anything of it is read, while those let in are still
-answered in time. One slow turn is no overload; two in a row are.
+turn stands a queue of connections that nobody has looked at yet, and it grows.
+
+An order that would wait longer than its client does is work for nobody, and it makes all behind it late as well: so
+it is refused at once, before anything of it is read, while those let in are still answered in time. One slow turn is no overload; two in a row are.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ class HotApp:
             request = Request(
                 scope["headers"], scope["query_string"], scope.get("client"), receive=receive
             )
-            answer = await self.respond(route, request)
+            answer = await self._refuse_or_respond(route, request)
             if answer is not None:
                 await answer.send(send)
         elif route.read_at and scope["method"] in ("GET", "HEAD"):
@@ -123,11 +123,14 @@ class HotApp:
             self._tally.answered(route.name, refusal.status, 0.0)
         return refusal
 
-    async def respond(self, route: HotRoute, request: Request) -> Answer | None:
-        """The answer of a hot route; None when the client has gone."""
+    async def _refuse_or_respond(self, route: HotRoute, request: Request) -> Answer | None:
         refusal = self._turn_away(route)
         if refusal is not None:
             return route.refuse(problem_of(refusal), refusal)
+        return await self.respond(route, request)
+
+    async def respond(self, route: HotRoute, request: Request) -> Answer | None:
+        """The answer of a hot route to a request that was not turned away; None when the client has gone."""
         tally = self._tally
         started = tally.start()
         quota = None
