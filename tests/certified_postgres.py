@@ -14,6 +14,7 @@ from pathlib import Path
 
 from coffee_rt.embedded.launch import spawn
 from coffee_rt.embedded.server_process import TEST, Server
+from coffee_rt.embedded.servers import is_postmaster_ready
 from tests.tls_front import Papers
 
 USER = "coffee_rt"
@@ -85,11 +86,7 @@ class CertifiedPostgres(Server):
         return spawn(command, self.log, user=self._user(), death_signal=signal.SIGINT)
 
     def is_ready(self) -> bool:
-        try:
-            lines = (self.data_dir / "postmaster.pid").read_text().splitlines()
-        except OSError:
-            return False
-        return len(lines) >= 8 and lines[0] == str(self.pid) and lines[7].strip() == "ready"
+        return is_postmaster_ready(self.data_dir, self.pid)
 
     def _user(self) -> tuple[int, int] | None:
         """It refuses to run as root."""

@@ -16,24 +16,9 @@ from coffee_rt.store.memory_database import MemoryDatabase
 from coffee_rt.store.memory_redriver import MemoryLetterRedriver
 from coffee_rt.store.memory_views import MemoryViewCatalogue, MemoryViewRepairer
 from tests.builders import NOW_MS
+from tests.clocks import StoppedClock
 from tests.memory_cluster import MemoryCluster
 from tests.store_harness import an_entry
-
-
-class FastClock:
-    """Time that passes by sleeping only, at once."""
-
-    def __init__(self) -> None:
-        self.at = NOW_MS / 1000
-
-    def now(self) -> float:
-        return self.at
-
-    def monotonic(self) -> float:
-        return self.at
-
-    async def sleep(self, seconds: float) -> None:
-        self.at += seconds
 
 
 @dataclass
@@ -42,7 +27,7 @@ class OperatorBed:
 
     database: MemoryDatabase = field(default_factory=MemoryDatabase)
     cluster: MemoryCluster = field(default_factory=MemoryCluster)
-    clock: FastClock = field(default_factory=FastClock)
+    clock: StoppedClock = field(default_factory=lambda: StoppedClock(NOW_MS / 1000))
 
     def __post_init__(self) -> None:
         self.catalogue = MemoryViewCatalogue(self.database)

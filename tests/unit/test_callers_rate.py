@@ -9,20 +9,7 @@ import pytest
 from coffee_rt.callers import rate
 from coffee_rt.callers.addresses import client_subject
 from coffee_rt.callers.rate import Quota, RateLimiter, StorageAway
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.at = 600.0
-
-    def now(self) -> float:
-        return self.at
-
-    def monotonic(self) -> float:
-        return self.at
-
-    async def sleep(self, seconds: float) -> None:
-        self.at += seconds
+from tests.clocks import StoppedClock
 
 
 class Storage:
@@ -40,8 +27,8 @@ class Storage:
         return self.counts[key]
 
 
-def pods(count: int) -> tuple[Clock, Storage, list[RateLimiter]]:
-    clock, storage = Clock(), Storage()
+def pods(count: int) -> tuple[StoppedClock, Storage, list[RateLimiter]]:
+    clock, storage = StoppedClock(at=600.0), Storage()
     return clock, storage, [RateLimiter(storage, clock, "t") for _ in range(count)]
 
 

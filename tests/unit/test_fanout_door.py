@@ -10,7 +10,8 @@ from multidict import CIMultiDict
 from coffee_rt.callers.rate import RateLimited, RateLimiter
 from coffee_rt.errors import Overload, Rejected
 from coffee_rt.fanout.door import Door
-from tests.unit.test_callers_rate import Clock, Storage
+from tests.clocks import StoppedClock
+from tests.unit.test_callers_rate import Storage
 
 PROXIES = [ip_network("10.0.0.0/8"), ip_network("fd00::/8")]
 
@@ -87,7 +88,7 @@ def test_all_addresses_of_one_ipv6_network_are_one_callers() -> None:
 
 
 async def test_connections_a_minute_are_bounded_however_short_they_are() -> None:
-    clock, counts = Clock(), Storage()
+    clock, counts = StoppedClock(at=600.0), Storage()
     doors = [
         Door(
             sessions_max=10,

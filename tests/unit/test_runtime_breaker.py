@@ -8,22 +8,7 @@ import pytest
 
 from coffee_rt.errors import BreakerOpen, Retryable
 from coffee_rt.runtime.breaker import CircuitBreaker, backoff_seconds
-
-
-class StoppedClock:
-    """A clock that only moves when told."""
-
-    def __init__(self) -> None:
-        self.at = 1000.0
-
-    def now(self) -> float:
-        return self.at
-
-    def monotonic(self) -> float:
-        return self.at
-
-    async def sleep(self, seconds: float) -> None:
-        self.at += seconds
+from tests.clocks import StoppedClock
 
 
 def make_breaker(clock: StoppedClock, failures: int = 3) -> CircuitBreaker:

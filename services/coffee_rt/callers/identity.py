@@ -7,6 +7,7 @@ from ipaddress import ip_network
 
 from coffee_rt.callers.addresses import Network, client_address, client_subject
 from coffee_rt.callers.rate import Quota, RateLimited, RateLimiter
+from coffee_rt.callers.settings import CallerSettings
 from coffee_rt.domain.keys import ANYONE, Access, KeyRing, Principal, token_of
 from coffee_rt.errors import Rejected
 from coffee_rt.runtime.clock import Clock
@@ -76,3 +77,17 @@ class Callers:
         if quota.is_exceeded:
             raise RateLimited(quota)
         return quota
+
+
+def callers_of(
+    settings: CallerSettings, keys: KeyRing | None, rate: RateLimiter, clock: Clock
+) -> Callers:
+    """The callers of a process; `keys` None: auth is off."""
+    return Callers(
+        keys,
+        rate,
+        clock,
+        requests_per_minute=settings.requests_per_minute,
+        anonymous_per_minute=settings.anonymous_per_minute,
+        trusted_proxies=settings.trusted_proxies,
+    )

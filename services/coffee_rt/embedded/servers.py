@@ -87,6 +87,15 @@ _POSTGRES_UNSYNCED = {
 }
 
 
+def is_postmaster_ready(data_dir: Path, pid: int | None) -> bool:
+    """Whether that server takes connections: from the status line that the server keeps in its pid file (as pg_ctl does)."""
+    try:
+        lines = (data_dir / "postmaster.pid").read_text().splitlines()
+    except OSError:
+        return False
+    return len(lines) >= 8 and lines[0] == str(pid) and lines[7].strip() == "ready"
+
+
 class EmbeddedPostgres(Server):
     """PostgreSQL on 127.0.0.1. As root it runs as the owner of its folder: `postgres` or `nobody`."""
 
@@ -139,12 +148,7 @@ class EmbeddedPostgres(Server):
         return [_postgres_bin() / "postgres", "-D", self.data_dir, "-p", str(self.port)]
 
     def is_ready(self) -> bool:
-        """From the status line that the server keeps in its pid file (as pg_ctl does)."""
-        try:
-            lines = (self.data_dir / "postmaster.pid").read_text().splitlines()
-        except OSError:
-            return False
-        return len(lines) >= 8 and lines[0] == str(self.pid) and lines[7].strip() == "ready"
+        return is_postmaster_ready(self.data_dir, self.pid)
 
     def _user(self) -> tuple[int, int] | None:
         """Who runs it: us, or when we are root the folder's owner, `postgres` or `nobody`."""

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from coffee_rt.callers.settings import CallerSettings
 from coffee_rt.runtime.settings import (
     DatabaseSettings,
-    ProcessSettings,
     RedisSettings,
     own,
 )
 
 
-class OrderApiSettings(ProcessSettings):
+class OrderApiSettings(CallerSettings):
     """Everything order_api can be told."""
 
     process: ClassVar[str] = "order_api"
@@ -108,18 +108,6 @@ class OrderApiSettings(ProcessSettings):
     )
     requests_per_minute: int = own(
         60_000, ge=0, help="Requests a minute of an API key that has no limit of its own; 0: none."
-    )
-    anonymous_per_minute: int = own(
-        100, ge=0, help="Requests a minute of an address without a valid API key; 0: no limit."
-    )
-    rate_settle_seconds: float = own(
-        0.25,
-        gt=0,
-        help="How often requests counted here are added up with the other pods in Redis. A limit can be "
-        "exceeded by what the pods take within it.",
-    )
-    trusted_proxies: tuple[str, ...] = own(
-        (), help="Networks whose X-Forwarded-For is believed, with commas: 10.0.0.0/8,127.0.0.1."
     )
     keys_refresh_seconds: float = own(
         5.0,

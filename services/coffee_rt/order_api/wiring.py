@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from coffee_rt.callers.identity import Callers
+from coffee_rt.callers.identity import callers_of
 from coffee_rt.callers.rate import RateLimiter
 from coffee_rt.channels.redis import RedisChannels
 from coffee_rt.domain.intake import Catalogue, Intake
@@ -137,15 +137,7 @@ async def open_order_api(
         )
         rate = RateLimiter(counts, clock, "rate")
         ring = None if pool is None else await _open_keys(settings, lifecycle, pool)
-        callers = Callers(
-            ring,
-            rate,
-            clock,
-            requests_per_minute=settings.requests_per_minute,
-            anonymous_per_minute=settings.anonymous_per_minute,
-            trusted_proxies=settings.trusted_proxies,
-        )
-        gate = Gate(callers, admission)
+        gate = Gate(callers_of(settings, ring, rate, clock), admission)
         places = producer if queue is None else IntakeProducer(producer, queue)
         congestion = Congestion(
             clock,

@@ -6,10 +6,11 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from coffee_rt.runtime.settings import DatabaseSettings, ProcessSettings, RedisSettings, own
+from coffee_rt.callers.settings import CallerSettings
+from coffee_rt.runtime.settings import DatabaseSettings, RedisSettings, own
 
 
-class QueryApiSettings(ProcessSettings):
+class QueryApiSettings(CallerSettings):
     """COFFEE_RT_QUERY_API_* and the shared ones."""
 
     process: ClassVar[str] = "query-api"
@@ -36,18 +37,6 @@ class QueryApiSettings(ProcessSettings):
 
     requests_per_minute: int = own(
         6_000, ge=0, help="Requests a minute of an API key that has no limit of its own; 0: none."
-    )
-    anonymous_per_minute: int = own(
-        100, ge=0, help="Requests a minute of an address without a valid API key; 0: no limit."
-    )
-    rate_settle_seconds: float = own(
-        0.25,
-        gt=0,
-        help="How often requests counted here are added up with the other pods in Redis. A limit can be "
-        "exceeded by what the pods take within it.",
-    )
-    trusted_proxies: tuple[str, ...] = own(
-        (), help="Networks whose X-Forwarded-For is believed, with commas: 10.0.0.0/8,127.0.0.1."
     )
     caller_requests_max: int = own(
         3,

@@ -8,7 +8,7 @@ from functools import partial
 
 from fastapi import FastAPI
 
-from coffee_rt.callers.identity import Callers
+from coffee_rt.callers.identity import callers_of
 from coffee_rt.callers.rate import RateLimiter
 from coffee_rt.callers.turns import Turns
 from coffee_rt.domain.keys import KeyRing
@@ -160,14 +160,8 @@ async def _gate(
 ) -> Gate:
     rate = RateLimiter(counts, lifecycle.clock, "query")
     lifecycle.spawn(rate.run(settings.rate_settle_seconds), "rates")
-    callers = Callers(
-        await _key_ring(settings, pool, lifecycle),
-        rate,
-        lifecycle.clock,
-        requests_per_minute=settings.requests_per_minute,
-        anonymous_per_minute=settings.anonymous_per_minute,
-        trusted_proxies=settings.trusted_proxies,
-    )
+    ring = await _key_ring(settings, pool, lifecycle)
+    callers = callers_of(settings, ring, rate, lifecycle.clock)
     at_once = min(settings.caller_requests_max, max(1, settings.database.pool_size_max // 2))
     turns = Turns(at_once, settings.caller_waiting_max, settings.caller_wait_seconds_max)
     return Gate(callers, turns)

@@ -253,9 +253,8 @@ class RedisKeeper:
         try:
             return await create_group(link, stream, group, self._seconds_max)
         except ReplyError as error:
-            link.close(
-                error.code
-            )  # A replica by now, or a node the slot has left: find the right one.
+            # A replica by now, or a node the slot has left: find the right one.
+            link.close(error.code)
             raise
 
     async def _state(self, shard: int) -> ShardState:

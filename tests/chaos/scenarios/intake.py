@@ -10,7 +10,7 @@ import asyncpg
 from tests.chaos.proxy import Direction
 from tests.chaos.scenario import World, scenario
 from tests.chaos.scenarios.kills import kill_some_times
-from tests.chaos.scenarios.network import cut_randomly, links, lose_replies, repeat
+from tests.chaos.scenarios.network import cut_randomly, heal, links, lose_replies, repeat
 
 FAULT_SECONDS = 8.0
 TAKEN_FIRST = 100
@@ -43,6 +43,13 @@ async def redis_out(world: World) -> AsyncIterator[None]:
     await world.platform.start_part("valkey")
 
 
+async def cut_links_to_postgres(world: World, process: str) -> None:
+    """Reset them again and again after some bytes of what is sent."""
+    proxies = links(world, process, "postgres")
+    await repeat(FAULT_SECONDS, 0.3, lambda: cut_randomly(world, proxies, Direction.TO_SERVER))
+    await heal(proxies)
+
+
 @scenario(
     "intake-replies-lost",
     fault="Redis is stopped; order_api > PostgreSQL: effect without an answer, COMMIT too",
@@ -59,19 +66,13 @@ async def intake_replies_lost(world: World) -> None:
 )
 async def intake_cut(world: World) -> None:
     async with redis_out(world):
-        proxies = links(world, "order-api", "postgres")
-        await repeat(FAULT_SECONDS, 0.3, lambda: cut_randomly(world, proxies, Direction.TO_SERVER))
-        for proxy in proxies:
-            await proxy.heal()
+        await cut_links_to_postgres(world, "order-api")
 
 
 @scenario("intake-drain-cut", fault="Redis is stopped; worker > PostgreSQL reset while it drains")
 async def intake_drain_cut(world: World) -> None:
     async with redis_out(world):
-        proxies = links(world, "worker", "postgres")
-        await repeat(FAULT_SECONDS, 0.3, lambda: cut_randomly(world, proxies, Direction.TO_SERVER))
-        for proxy in proxies:
-            await proxy.heal()
+        await cut_links_to_postgres(world, "worker")
 
 
 @scenario(
