@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+import uvloop
 from prometheus_client import REGISTRY
 
 from coffee_rt.embedded.server_process import TEST
@@ -27,6 +32,9 @@ from tests.log_servers import ValkeyNode, free_ports
 pytestmark = pytest.mark.integration
 
 WAIT_SECONDS_MAX = 60
+CROWD = 120
+TURNS_MAX = 40
+"""Long turns within which a crowd three times as large is answered."""
 
 
 @pytest.fixture
@@ -159,3 +167,49 @@ async def test_producers_faster_than_the_workers_are_told_to_wait_before_redis_i
         assert (await until(api, 202)).status == 202
         await reader.leave()
         await keeper.close()
+
+
+def test_behind_long_turns_those_not_yet_accepted_are_told_to_come_again(
+    server: ValkeyNode,
+) -> None:
+    """On the loop that processes run on: a turn of it accepts one of them, so that without a look at their queue the
+    last would wait for 120 turns."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_visit_behind_long_turns(server))
+
+
+async def _visit_behind_long_turns(server: ValkeyNode) -> None:
+    async with running_order_api(server.url, "n") as api:
+        assert (await api.post(ORDERS, ORDER)).status == 202
+        before = refusals("overloaded")
+
+        def visit(number: int) -> tuple[int, str | None]:
+            connection = HTTPConnection("127.0.0.1", api.port, timeout=WAIT_SECONDS_MAX)
+            if number % 20 == 0:
+                connection.request("GET", "/livez")
+            else:
+                connection.request("POST", ORDERS, body, JSON)
+            answer = connection.getresponse()
+            answer.read()
+            connection.close()
+            return answer.status, answer.headers["retry-after"]
+
+        body = msgspec.json.encode(ORDER)
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(CROWD) as crowd:
+            visits = [loop.run_in_executor(crowd, visit, number) for number in range(CROWD)]
+            turns = 0
+            while not all(one.done() for one in visits) and turns < TURNS_MAX:
+                turns += 1
+                # What a crowd of orders does to the loop.
+                time.sleep(0.3)  # noqa: ASYNC251
+                await asyncio.sleep(0)
+            assert turns < TURNS_MAX
+            answers = [one.result() for one in visits]
+        assert {status for status, _ in answers[::20]} == {200}
+        assert {status for status, _ in answers} <= {200, 202, 503}
+        refused = [after for status, after in answers if status == 503]
+        assert len(refused) > CROWD / 2
+        assert all(after and int(after) >= 1 for after in refused)
+        assert refusals("overloaded") - before == len(refused)
+        assert (await until(api, 202)).status == 202

@@ -98,7 +98,9 @@ class _Client(asyncio.Protocol):
             self.buffer = data
             return
         self.buffer = b""
-        self.crowd.answered(self, data[9:12], b"\nretry-after:" in data[:end].lower())
+        head = data[:end].lower()
+        is_last = b"\nconnection: close" in head
+        self.crowd.answered(self, data[9:12], b"\nretry-after:" in head, is_last)
 
     def connection_lost(self, error: Exception | None) -> None:
         self.crowd.lost(self)
@@ -165,7 +167,7 @@ class _Crowd:
         assert client.transport is not None
         client.transport.write(self._requests[self._next])
 
-    def answered(self, client: _Client, status: bytes, has_hint: bool) -> None:
+    def answered(self, client: _Client, status: bytes, has_hint: bool, is_last: bool) -> None:
         due, client.due = client.due, 0.0
         self.statuses[status] = self.statuses.get(status, 0) + 1
         if due:
@@ -178,7 +180,11 @@ class _Crowd:
                 window.refused_ms.append(spent_ms)
             else:
                 window.other += 1
-        self.free(client)
+        if is_last:
+            assert client.transport is not None
+            client.transport.close()
+        else:
+            self.free(client)
 
     def free(self, client: _Client) -> None:
         assert client.transport is not None

@@ -39,7 +39,8 @@ class Congestion:
         self._log_wait_seconds = log_wait_seconds
         self._wait_seconds_max = wait_seconds_max
         self._turn_seconds_max = turn_seconds_max
-        self._late_before = 0.0
+        self.late_seconds = 0.0
+        """How much later than asked for the last look came: how long a turn of the loop is."""
         self.refusal: Overload | None = None
         """Why orders are refused now; None while they are taken."""
 
@@ -51,8 +52,8 @@ class Congestion:
 
     def look(self, late_seconds: float) -> None:
         """Decide anew, `late_seconds` being how much later than asked for this look came."""
-        turn = min(late_seconds, self._late_before)
-        self._late_before = late_seconds
+        turn = min(late_seconds, self.late_seconds)
+        self.late_seconds = late_seconds
         log_wait = self._log_wait_seconds()
         # A request waits up to a turn to be read, and up to another to be answered.
         wait = 2 * turn + log_wait
@@ -63,7 +64,7 @@ class Congestion:
             detail = "The order log is too slow at the moment."
             self.refusal = Overload("log-slow", detail, RETRY_AFTER_SECONDS)
         else:
-            self.refusal = _overloaded()
+            self.refusal = overloaded()
 
     def refuse(self, waited_seconds: float) -> Overload | None:
         """Why an order is refused that was read so long ago and not looked at until now; None if it is not.
@@ -72,10 +73,10 @@ class Congestion:
         what has waited too long is let go for next to nothing instead of making all behind it wait as well.
         """
         if waited_seconds > self._turn_seconds_max:
-            return _overloaded()
+            return overloaded()
         return self.refusal
 
 
-def _overloaded() -> Overload:
+def overloaded() -> Overload:
     detail = "More orders arrive than can be taken at the moment."
     return Overload("overloaded", detail, RETRY_AFTER_SECONDS)

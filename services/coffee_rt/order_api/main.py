@@ -30,6 +30,7 @@ async def main(lifecycle: Lifecycle, settings: OrderApiSettings) -> None:
             settings,
             lifecycle,
             order_api_protocol(order_api.app, limits),
+            order_api.doorkeeper.tend,
             lifespan="off",
             proxy_headers=False,
             date_header=False,

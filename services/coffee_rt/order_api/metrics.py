@@ -42,6 +42,15 @@ WAIT_SECONDS = gauge(
     "Expected wait of an order that arrives now. Near the maximum orders are refused: more pods for CPU, or "
     "a faster disk for Redis where coffee_rt_log_flush_seconds is high too.",
 )
+UNACCEPTED = gauge(
+    "coffee_rt_order_api_unaccepted_connections",
+    "Connections that wait to be accepted. Above some hundred: more clients come than this process can serve; "
+    "more pods.",
+)
+LEFT = counter(
+    "coffee_rt_order_api_left_connections_total",
+    "Connections whose client had hung up before they were accepted. Rising: clients wait longer than they want to.",
+)
 BODIES_BYTES = gauge(
     "coffee_rt_order_api_bodies_bytes",
     "Bytes of bodies under way. At the maximum, larger requests are refused.",

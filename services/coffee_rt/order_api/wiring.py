@@ -15,6 +15,7 @@ from coffee_rt.callers.rate import RateLimiter
 from coffee_rt.channels.redis import RedisChannels
 from coffee_rt.domain.intake import Catalogue, Intake
 from coffee_rt.domain.keys import KeyRing
+from coffee_rt.domain.problems import problem_of
 from coffee_rt.errors import CoffeeRtError, Rejected, Retryable
 from coffee_rt.order_api.acks import Acks
 from coffee_rt.order_api.app import build_app
@@ -22,9 +23,11 @@ from coffee_rt.order_api.background import IntakeWatch, KeyWatch
 from coffee_rt.order_api.batch import BatchPlacer
 from coffee_rt.order_api.body_room import BodyRoom
 from coffee_rt.order_api.compat import CompatRoutes
-from coffee_rt.order_api.congestion import Congestion
+from coffee_rt.order_api.congestion import Congestion, overloaded
+from coffee_rt.order_api.doorkeeper import Doorkeeper
 from coffee_rt.order_api.gate import Gate
 from coffee_rt.order_api.hot import HotApp, HotRoute, flush_tally
+from coffee_rt.order_api.http_exchange import problem_answer
 from coffee_rt.order_api.intake_producer import IntakeProducer
 from coffee_rt.order_api.intake_queue import IntakeLimits, IntakeQueue
 from coffee_rt.order_api.metrics import Tally
@@ -61,6 +64,7 @@ class OrderApi:
     app: HotApp
     producer: OrderProducer
     keeper: LogKeeper
+    doorkeeper: Doorkeeper
 
 
 def load_catalogue(settings: OrderApiSettings) -> Catalogue:
@@ -151,7 +155,15 @@ async def open_order_api(
         lifecycle.spawn(congestion.run(), "congestion")
         lifecycle.spawn(acks.run(), "acks")
         lifecycle.spawn(rate.run(settings.rate_settle_seconds), "rates")
-        yield OrderApi(app, producer, keeper)
+        doorkeeper = Doorkeeper(
+            clock,
+            congestion,
+            problem_answer(problem_of(overloaded())).to_bytes(is_last=True),
+            lambda: lifecycle.is_draining,
+            wait_seconds_max=settings.wait_seconds_max,
+            turn_seconds_max=settings.turn_seconds_max,
+        )
+        yield OrderApi(app, producer, keeper, doorkeeper)
     finally:
         if pool is not None:
             await pool.close()

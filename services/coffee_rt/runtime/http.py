@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import Generator
+import socket
+from collections.abc import Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
 from coffee_rt.runtime.http_bounds import BoundedProtocol, HttpLimits, bounded
+from coffee_rt.runtime.listen_queue import ListenQueue
 from coffee_rt.runtime.settings import ProcessSettings, SettingsError
 
 if TYPE_CHECKING:
@@ -22,6 +25,11 @@ LOOKS_FOR_UNREAD = 4
 """Looks for answers that nobody reads within the time they may wait."""
 
 
+Serve = Callable[[socket.socket], Coroutine[Any, Any, None]]
+"""Makes a connection taken out of the queue one of the server's."""
+Tend = Callable[[ListenQueue, Serve], Coroutine[Any, Any, None]]
+
+
 class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -33,11 +41,13 @@ async def serve_http(
     settings: ProcessSettings,
     lifecycle: Lifecycle,
     protocol: type[BoundedProtocol] | None = None,
+    tend: Tend | None = None,
     **options: Any,
 ) -> None:
     """Listen on `http_host:http_port` until the drain; then requests under way are answered first.
 
-    `protocol` is what `bounded` made, by default with the bounds of all processes; `options` go to uvicorn.
+    `protocol` is what `bounded` made, by default with the bounds of all processes; `tend` looks after the queue of
+    each listener until the drain (it must not touch it afterwards); `options` go to uvicorn.
     Raises SettingsError when the port is taken. `lifecycle.wait_listening()` tells the real port.
     """
     served = protocol or bounded(http_limits(settings))
@@ -62,7 +72,7 @@ async def serve_http(
     )
     server = _Server(config)
     watchers = [
-        lifecycle.spawn(_stop_on_drain(server, lifecycle), "http-drain"),
+        lifecycle.spawn(_stop_on_drain(server, lifecycle, tend), "http-drain"),
         lifecycle.spawn(_cut_unread(served, lifecycle), "http-unread"),
     ]
     try:
@@ -95,7 +105,7 @@ async def _cut_unread(protocol: type[BoundedProtocol], lifecycle: Lifecycle) -> 
                 connection.cut()
 
 
-async def _stop_on_drain(server: _Server, lifecycle: Lifecycle) -> None:
+async def _stop_on_drain(server: _Server, lifecycle: Lifecycle, tend: Tend | None) -> None:
     while not server.started:
         if lifecycle.is_draining:
             break
@@ -103,5 +113,30 @@ async def _stop_on_drain(server: _Server, lifecycle: Lifecycle) -> None:
     for listener in getattr(server, "servers", []):
         for listening in listener.sockets:
             lifecycle.set_listening(*listening.getsockname()[:2])
+            if tend is not None:
+                lifecycle.spawn(_tend(server, tend, listening.fileno()), "http-queue")
     await lifecycle.wait_drain()
     server.should_exit = True
+
+
+async def _tend(server: _Server, tend: Tend, fileno: int) -> None:
+    served: type[BoundedProtocol] = server.config.http_protocol_class  # type: ignore[assignment]
+
+    async def serve(connection: socket.socket) -> None:
+        def made() -> BoundedProtocol:
+            queue.is_accepted()
+            # As uvicorn makes them for its own listener.
+            return served(config=server.config, server_state=server.server_state, app_state={})
+
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(made, connection)
+        except OSError:
+            # It left meanwhile.
+            connection.close()
+
+    queue = ListenQueue(fileno, lambda: served.made_total)
+    try:
+        await tend(queue, serve)
+    finally:
+        queue.forget()

@@ -53,9 +53,12 @@ class BoundedProtocol(HttpToolsProtocol):
     limits: ClassVar[HttpLimits] = HttpLimits()
     opened: ClassVar[dict[BoundedProtocol, None]] = {}
     """Open connections of the server, oldest first."""
+    made_total: ClassVar[int] = 0
+    """Connections that the server ever accepted."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        type(self).made_total += 1
         self._stage = HEAD
         self._head_bytes = 0
         self._body_bytes = 0
