@@ -27,6 +27,8 @@ VIEW = "hourly"
 ATTEMPT_SECONDS_MAX = 10.0
 RESOLVE_SECONDS_MAX = 120.0
 SILENCE_SECONDS_MAX = 5.0
+KEY_SECONDS_MAX = 30.0
+"""A pod that was ready before the installation's key was made learns of it at its next look."""
 STORES = tuple(
     f"{os.environ['RUN']} {name}" for name in ("uptown", "downtown", "central", "southend")
 )
@@ -51,6 +53,7 @@ class Orders:
         self.seconds: list[float] = []
         self.gap_seconds_max = 0.0
         self._accepted_at = time.monotonic()
+        self._known_until = time.monotonic() + KEY_SECONDS_MAX
 
     async def run(self, session: aiohttp.ClientSession, stop: asyncio.Event) -> None:
         begun, number = time.monotonic(), 0
@@ -84,7 +87,8 @@ class Orders:
             if 200 <= status < 300:
                 self._accept(key, json.loads(text)["order_id"], minor * quantity, begun)
                 return
-            if 400 <= status < 500 and status != 429:
+            is_unknown = status == 401 and time.monotonic() < self._known_until
+            if 400 <= status < 500 and status != 429 and not is_unknown:
                 self.refused.append(f"{status} {text[:200]}")
                 return
             self.retries[f"{status or text}"] += 1
@@ -114,6 +118,7 @@ class Socket:
         self.columns: list[str] = []
         self.epoch = ""
         self.counts: Counter[str] = Counter()
+        self._known_until = time.monotonic() + KEY_SECONDS_MAX
 
     async def run(self, session: aiohttp.ClientSession, stop: asyncio.Event) -> None:
         while not stop.is_set():
@@ -138,8 +143,11 @@ class Socket:
                 said = json.loads(message.data)
                 if said["type"] == "drain":
                     pause = said["retry_after_ms"] / 1000
-                elif said["type"] == "error" and said["code"] == "loading":
-                    self.counts["loading"] += 1
+                elif said["type"] == "error" and (
+                    said["code"] == "loading"
+                    or (said["code"] == "bad-api-key" and time.monotonic() < self._known_until)
+                ):
+                    self.counts[said["code"]] += 1
                     return pause
                 elif said["type"] == "error":
                     raise SystemExit(f"the server refuses: {said}")

@@ -44,6 +44,10 @@ class TooSlow(Retryable):
     """The server ended the work because it took too long, and said so: no sign of an outage."""
 
 
+class Busy(NotExecuted):
+    """A bound of ours on what is under way at a server was reached: no sign of an outage."""
+
+
 class BreakerOpen(NotExecuted):
     """Refused locally because the dependency kept failing; nothing was sent."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from coffee_rt.errors import Bug, Retryable
+from coffee_rt.errors import Bug, Busy, Retryable
 from coffee_rt.runtime.settings import DatabaseSettings
 from coffee_rt.store.contract import BadData
 from coffee_rt.store.keeper import PostgresKeeper
@@ -103,12 +104,24 @@ async def test_pool_opens_while_the_database_is_away() -> None:
     await pool.close()
 
 
+async def test_a_server_that_says_nothing_is_away_and_not_busy_with_us() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"postgresql://127.0.0.1:{silent.getsockname()[1]}/none"
+        pool = await create_pool(
+            DatabaseSettings(url=url, pool_size_max=1, acquire_seconds_max=0.2)
+        )
+        with pytest.raises(Retryable) as caught:
+            await pool.fetchval("SELECT 1")
+        assert not isinstance(caught.value, Busy)
+        await pool.close()
+
+
 async def test_wait_for_a_connection_is_bounded(database_url: str) -> None:
     pool = await create_pool(
         DatabaseSettings(url=database_url, pool_size_max=1, acquire_seconds_max=0.2)
     )
     async with pool.connection():
-        with pytest.raises(Retryable, match="free in time"):
+        with pytest.raises(Busy, match="free in time"):
             await pool.fetchval("SELECT 1")
     await pool.close()
 

@@ -13,8 +13,11 @@ from prometheus_client import REGISTRY
 
 from coffee_rt.channels.redis import RedisChannels
 from coffee_rt.errors import NotExecuted, Retryable
+from coffee_rt.redis_nodes import sentinels
+from coffee_rt.streams.contract import Delivery
 from coffee_rt.streams.flush import ProducerLimits
 from coffee_rt.streams.producer import GroupProducer
+from coffee_rt.streams.reader import RedisReader
 from coffee_rt.streams.redis import RedisConnector
 from tests.failover_bed import PartedProxy
 from tests.keyed_clients import Clients, logged_ids
@@ -126,6 +129,65 @@ async def test_a_master_that_was_cut_off_with_us_is_left(tmp_path: Path) -> None
     finally:
         await asyncio.to_thread(servers.stop)
         await proxy.close()
+
+
+async def test_readers_and_listeners_follow_when_they_were_cut_off_with_the_old_master(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers them, without an error, and has nothing new to say."""
+    monkeypatch.setattr(sentinels, "AGAIN_SECONDS", 0.2)
+    proxy = PartedProxy("all>master")
+    await proxy.start()
+    servers = ValkeySentinels(tmp_path, replicas=2, front_port=proxy.port)
+    proxy.server_port = servers.servers[0].port
+    try:
+        await asyncio.to_thread(servers.start)
+        bed = RedisBed(servers.url, "n")
+        reader, keeper, producer = bed.reader(), bed.keeper(), bed.producer()
+        await keeper.ensure_group("workers")
+        await producer.append(0, an_append(producer))
+        assert len(await reader.read(0, 10, 1)) == 1
+        channels = RedisChannels(servers.url)
+        async with channels.subscribe("beacon") as subscription:
+            await channels.publish("beacon", b"before")
+            received = aiter(subscription)
+            assert await anext(received) == ("beacon", b"before")
+            proxy.part_from_all_but(os.getpid())
+            await asyncio.to_thread(
+                wait_until, lambda: servers.master() is not servers.servers[0], "another master"
+            )
+            there = RedisBed(servers.master().url, "n")
+            elsewhere, told = there.producer(), RedisChannels(servers.master().url)
+            await append_surely(elsewhere)
+            async with asyncio.timeout(30):
+                while not (entries := await read_surely(reader)):
+                    pass
+                # What was said meanwhile may be missed, and the listener is told so.
+                assert await anext(received) is None
+                await told.publish("beacon", b"after")
+                assert await anext(received) == ("beacon", b"after")
+                # And what is written goes there.
+                await append_surely(producer)
+                entries += await read_surely(reader)
+                await channels.publish("beacon", b"last")
+                assert await anext(received) == ("beacon", b"last")
+                assert (await keeper.horizon(0)).counter == 3
+            assert sum(entry.records for entry in entries) == 2
+            await told.close()
+            await there.close()
+        await channels.close()
+        await bed.close()
+    finally:
+        await asyncio.to_thread(servers.stop)
+        await proxy.close()
+
+
+async def read_surely(reader: RedisReader) -> list[Delivery]:
+    """Its connections may be lost meanwhile."""
+    try:
+        return await reader.read(0, 10, 0.2)
+    except Retryable:
+        return []
 
 
 async def test_a_lossy_failover_is_seen_as_a_gap(servers: ValkeySentinels) -> None:

@@ -166,3 +166,34 @@ async def test_a_question_that_takes_too_long_is_ended_and_shuts_nobody_out(
                     " AND application_name = 'coffee-rt-query-api'"
                 )
         await platform.get(VIEW, 200, **bearer(key))
+
+
+async def test_who_finds_all_connections_in_use_comes_again_and_nobody_calls_it_an_outage(
+    database_url: str, valkey_url: str, redis_namespace: str
+) -> None:
+    *greedy, other = [await add_key(database_url, "read") for _ in range(3)]
+    async with served(
+        database_url,
+        valkey_url,
+        redis_namespace,
+        auth="required",
+        database=DatabaseSettings(url=database_url, pool_size_max=2, acquire_seconds_max=0.3),
+        statement_seconds_max=60.0,
+        breaker_failures=2,
+    ) as platform:
+        for key in (*greedy, other):
+            await platform.get("/api/v1/views", 200, **bearer(key))
+        async with stuck_view(database_url):
+            held = [asyncio.create_task(ask(platform, VIEW, **bearer(key))) for key in greedy]
+            async with asyncio.timeout(20):
+                while (answer := await ask(platform, ORDERS, **bearer(other)))[0] == 200:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            for _ in range(4):
+                status, code, headers = answer
+                assert (status, code) == (503, "database-busy")
+                assert headers["Retry-After"] == "1"
+                answer = await ask(platform, ORDERS, **bearer(other))
+            assert not any(task.done() for task in held)
+        # No breaker keeps it away now.
+        assert (await ask(platform, ORDERS, **bearer(other)))[0] == 200
+        assert [(await task)[0] for task in held] == [200, 200]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from coffee_rt.domain.keys import Access, KeyRing, MintedKey, mint_key
 from coffee_rt.errors import Rejected, Retryable
 from coffee_rt.store.contract import ApiKey
@@ -76,4 +78,38 @@ async def test_keys_come_and_go_within_one_refresh() -> None:
     await clock.advance(10.0)
     assert not opens(old)
     assert opens(new)
+    task.cancel()
+
+
+async def test_a_key_that_is_used_while_it_is_new_is_known_a_second_later() -> None:
+    clock, store = VirtualClock(), MemoryApiKeys(MemoryDatabase())
+    ring = KeyRing(age_seconds_max=3600, fresh_seconds=60)
+    refresher = KeyRefresher(store, ring, clock, 60.0)
+    await refresher.refresh()
+    task = asyncio.create_task(refresher.run())
+    await clock.advance(10.0)
+    key, guess = mint_key(), mint_key()
+    scopes = frozenset({"read"})
+    await store.add_api_key(ApiKey(key.key_id, 0, "t", key.secret_hash, scopes, None, False))
+    with pytest.raises(Rejected, match="bad-api-key"):
+        ring.check(key.text, Access.READ, clock.monotonic())
+    await clock.advance(1.5)
+    assert ring.check(key.text, Access.READ, clock.monotonic()).key_id == key.key_id
+    task.cancel()
+    asked = 0
+    load = store.api_keys
+
+    async def counted() -> list[ApiKey]:
+        nonlocal asked
+        asked += 1
+        return list(await load())
+
+    store.api_keys = counted  # type: ignore[method-assign]
+    task = asyncio.create_task(refresher.run())
+    # Somebody who guesses all the time costs a look a second, no more.
+    for _ in range(100):
+        with pytest.raises(Rejected):
+            ring.check(guess.text, Access.READ, clock.monotonic())
+        await clock.advance(0.1)
+    assert 8 <= asked <= 10
     task.cancel()

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from coffee_rt.errors import BreakerOpen, Retryable
+from coffee_rt.errors import BreakerOpen, Busy, Retryable
 from coffee_rt.runtime.breaker import CircuitBreaker, backoff_seconds
 from tests.clocks import StoppedClock
 
@@ -50,6 +50,24 @@ async def test_errors_that_are_answers_do_not_count() -> None:
     breaker = make_breaker(StoppedClock(), failures=1)
     with pytest.raises(ValueError, match="bad"):
         await call(breaker, ValueError("bad"))
+    assert not breaker.is_open
+
+
+async def test_being_busy_ourselves_tells_nothing_of_the_server() -> None:
+    clock = StoppedClock()
+    breaker = make_breaker(clock)
+    await fail(breaker, 2)
+    for _ in range(5):
+        with pytest.raises(Busy):
+            await call(breaker, Busy("all in use"))
+    assert not breaker.is_open
+    await fail(breaker, 1)
+    assert breaker.is_open
+    clock.at += 31
+    with pytest.raises(Busy):
+        await call(breaker, Busy("all in use"))
+    # The next one tries.
+    await call(breaker)
     assert not breaker.is_open
 
 

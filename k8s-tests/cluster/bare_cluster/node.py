@@ -57,6 +57,16 @@ shift
 exec "$@"
 """
 
+# As an init system does: containerd takes connections a while before it takes the kubelet's questions (longer where
+# it has many containers to look after), and a kubelet that meets it then ends.
+_START_AGAIN = """
+for attempt in 1 2 3 4 5 6 7 8 9 10; do
+    "$@" && exit
+    sleep 0.5
+done
+exit 1
+"""
+
 
 def ensure_containerd(node: Node, pause_image: str) -> None:
     """Starts containerd, and with it the node's mount namespace; returns when it answers."""
@@ -103,6 +113,7 @@ def ensure_kubelet(node: Node, kubernetes: Path) -> None:
         node,
         "kubelet",
         [
+            *("sh", "-c", _START_AGAIN, "sh"),
             *("nsenter", f"--mount=/proc/{running_id(node, 'containerd')}/ns/mnt"),
             *(kubernetes, "kubelet", f"--config={kubelet}"),
             f"--kubeconfig={KEYS / node.name}.kubeconfig",

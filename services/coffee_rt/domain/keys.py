@@ -136,6 +136,8 @@ class KeyRing:
         self._keys: dict[str, KnownKey] = {}
         self._principals: dict[str, Principal] = {}
         self._loaded_at: float | None = None
+        self.has_missed = False
+        """Whether a key was asked for since the last load that the ring does not know: it may be new."""
         self.generation = 0
         """Higher after a load that brought anything new: what was allowed before must be asked for again."""
 
@@ -149,6 +151,7 @@ class KeyRing:
             for key in self._keys.values()
         }
         self._loaded_at = now
+        self.has_missed = False
 
     def age_seconds(self, now: float) -> float:
         """Since the last load; infinite before the first."""
@@ -168,6 +171,7 @@ class KeyRing:
         # Hashed and compared also for an unknown id, so that the time taken does not tell which ids exist.
         matches = compare_digest(hash_secret(secret), key.secret_hash if key else _NO_HASH)
         if key is None:
+            self.has_missed = True
             if age > self._fresh_seconds:
                 raise Overload("keys-unavailable", "API keys can't be checked at the moment.", 5.0)
             raise Rejected("bad-api-key", "The API key is not valid.", status=401)

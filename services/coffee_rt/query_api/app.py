@@ -15,7 +15,7 @@ from coffee_rt import __version__
 from coffee_rt.callers.rate import Quota, RateLimited
 from coffee_rt.domain.keys import Access
 from coffee_rt.domain.problems import CONTENT_TYPE, Problem, problem_of
-from coffee_rt.errors import Bug, CoffeeRtError, Overload, Rejected, Retryable, TooSlow
+from coffee_rt.errors import Bug, Busy, CoffeeRtError, Overload, Rejected, Retryable, TooSlow
 from coffee_rt.query_api import metrics
 from coffee_rt.query_api.gate import Gate
 from coffee_rt.query_api.letter_routes import letter_routes
@@ -26,6 +26,7 @@ from coffee_rt.runtime.clock import Clock
 from coffee_rt.runtime.health import Health, add_health_routes
 
 TOO_SLOW_RETRY_SECONDS = 10.0
+BUSY_RETRY_SECONDS = 1.0
 """The same question would be as slow again at once."""
 
 
@@ -178,6 +179,9 @@ def _refusal(error: CoffeeRtError) -> Response:
     if isinstance(error, TooSlow):
         detail = "This took too long and was ended. Ask for a shorter span, or for less at once."
         error = Overload("too-slow", detail, TOO_SLOW_RETRY_SECONDS)
+    if isinstance(error, Busy):
+        detail = "All connections to the database are in use."
+        error = Overload("database-busy", detail, BUSY_RETRY_SECONDS)
     if isinstance(error, Overload):
         metrics.REFUSALS.labels(error.code).inc()
     return problem_response(problem_of(error))

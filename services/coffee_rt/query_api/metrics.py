@@ -19,9 +19,16 @@ TAILS_SKIPPED = counter(
 REFUSALS = counter(
     "coffee_rt_query_api_refusals_total",
     "Requests refused for a limit, by reason: rate-limited and too-many-requests are one caller's, "
-    "too-slow a question that took too long; keys-unavailable: PostgreSQL is away.",
+    "too-slow a question that took too long; database-busy: all connections are in use (a larger pool, or more "
+    "pods); keys-unavailable: PostgreSQL is away.",
     ("reason",),
 )
-for _reason in ("rate-limited", "too-many-requests", "too-slow", "keys-unavailable"):
+for _reason in (
+    "rate-limited",
+    "too-many-requests",
+    "too-slow",
+    "database-busy",
+    "keys-unavailable",
+):
     # At 0 before the first one, so that the first one is a rise.
     REFUSALS.labels(_reason)

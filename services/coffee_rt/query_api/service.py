@@ -15,7 +15,7 @@ from coffee_rt.domain.dashboard import (
 )
 from coffee_rt.domain.ids import parse_id
 from coffee_rt.domain.views import Aggregate, Field, ViewDefinition
-from coffee_rt.errors import Rejected, Retryable, TooSlow
+from coffee_rt.errors import Busy, Rejected, Retryable, TooSlow
 from coffee_rt.query_api import answers, metrics, parameters
 from coffee_rt.query_api.finding import OrderFinder
 from coffee_rt.query_api.freshness import LagTracker
@@ -210,8 +210,8 @@ class QueryService:
         try:
             async with self._replica_breaker:
                 return await replica.query(query)
-        except TooSlow:
-            # The primary must not be asked the same dear question again.
+        except (TooSlow, Busy):
+            # The primary must not be asked the same dear questions again.
             raise
         except Retryable:
             return None

@@ -53,6 +53,11 @@ class ClusterFinder:
     async def verify(self, connection: AbstractConnection) -> None:
         """Nothing to ask: a node that doesn't serve a key says so at each command."""
 
+    @property
+    def moves(self) -> int:
+        # A node that is cut off from most of the others says so itself, after cluster-node-timeout.
+        return 0
+
     def moved(self, slot: int, node: Node) -> None:
         self._slots[slot] = node
         self.doubt()

@@ -50,6 +50,11 @@ class Finder(Protocol):
     async def verify(self, connection: AbstractConnection) -> None:
         """Raises redis's ConnectionError where a server just connected to isn't the one to use."""
 
+    @property
+    def moves(self) -> int:
+        """How often another server was found to have taken over from one that may still answer: what was opened at
+        another count is to be opened anew."""
+
     def moved(self, slot: int, node: Node) -> None:
         """A slot is elsewhere now."""
 
@@ -109,21 +114,27 @@ class FoundConnection(NodeConnection):
     """To the server that holds `key` when it connects (None: any)."""
 
     def __init__(self, *, finder: Finder, key: bytes | None, **options: Any) -> None:
+        self.moves = 0
+        """The finder's count when the server was found."""
         self._finder = finder
         self._key = key
         super().__init__(**options)
 
     async def _connect(self) -> None:
-        node = self.host, self.port = await self._finder.find(self._key)
+        node = await self._find()
         try:
             await super()._connect()  # type: ignore[no-untyped-call]
         except (OSError, TimeoutError):
             self._give_up()
-            self.host, self.port = await self._finder.find(self._key)
-            if (self.host, self.port) == node:
+            if await self._find() == node:
                 raise
             # It was out of date: another server has taken its place since.
             await super()._connect()  # type: ignore[no-untyped-call]
+
+    async def _find(self) -> Node:
+        node = self.host, self.port = await self._finder.find(self._key)
+        self.moves = self._finder.moves
+        return Node(*node)
 
     async def on_connect_check_health(self, check_health: bool = True) -> None:
         try:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from limits.aio.storage import RedisStorage
 from limits.errors import StorageError
+from redis.exceptions import RedisError
 
 from coffee_rt.callers.rate import StorageAway
 from coffee_rt.redis_nodes.nodes import RedisNodes
@@ -21,7 +23,9 @@ class SharedCounts:
 
     def __init__(self, settings: RedisSettings, namespace: str) -> None:
         prefix = f"{namespace}:{{counts}}"
-        self._pool = RedisNodes(settings).pool(
+        self._nodes = RedisNodes(settings)
+        self._moves_seen = 0
+        self._pool = self._nodes.pool(
             prefix.encode(),
             socket_timeout=settings.connect_seconds_max,
             socket_connect_timeout=settings.connect_seconds_max,
@@ -38,6 +42,11 @@ class SharedCounts:
         )
 
     async def incr(self, key: str, expiry: int, amount: int = 1) -> int:
+        if (moves := self._nodes.moves) != self._moves_seen:
+            # Another server has taken over, though the one in use may count still.
+            self._moves_seen = moves
+            with suppress(RedisError, OSError):
+                await self._pool.disconnect()
         try:
             return int(await self._storage.incr(key, expiry, amount))
         except StorageError as error:

@@ -95,6 +95,16 @@ class RedisNodes:
         if self._finder is not None:
             self._finder.doubt()
 
+    @property
+    def moves(self) -> int:
+        """How often another server was found to have taken over from one that may still answer."""
+        return 0 if self._finder is None else self._finder.moves
+
+    def has_moved(self, connection: AbstractConnection | None) -> bool:
+        """Whether another server has taken over since this connection was opened: then it is to be opened anew, though
+        it may work."""
+        return isinstance(connection, FoundConnection) and connection.moves != self.moves
+
     async def one_a_node(self, keys: Sequence[bytes]) -> list[bytes]:
         """Of these keys one for each server that holds some. Raises redis's errors."""
         if self._finder is None:

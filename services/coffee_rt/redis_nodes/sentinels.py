@@ -2,14 +2,20 @@
 
 All sentinels are asked at once; what most of them say counts, because one that was cut off may still name
 the old master. Whoever they name must say itself that it is the master before it is used.
+
+A master that is cut off from its sentinels, but not from us, answers on for as long as that lasts: what is appended to it will
+be taken away, and nothing new arrives to be read. So whoever has asked the sentinels once goes on asking, and leaves a master
+that most of them no longer name.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from redis.asyncio.connection import AbstractConnection
@@ -21,6 +27,8 @@ from coffee_rt.runtime.redis_address import RedisAddress
 
 FRESH_SECONDS = 0.5
 """What the sentinels said serves so long, so that a process that opens ten connections asks once."""
+AGAIN_SECONDS = 5.0
+"""Between two questions of a process that uses a master."""
 
 
 class SentinelFinder:
@@ -33,13 +41,22 @@ class SentinelFinder:
         self._master: Node | None = None
         self._asked_at = 0.0
         self._is_login_needed = True
+        self._moves = 0
+        self._agreed: Node | None = None
+        self._watching: asyncio.Task[None] | None = None
 
     async def find(self, key: bytes | None) -> Node:
         async with self._asking:
             if self._master is None or time.monotonic() > self._asked_at + FRESH_SECONDS:
                 self._master = await self._ask_all()
                 self._asked_at = time.monotonic()
+                if self._watching is None or self._watching.done():
+                    self._watching = asyncio.create_task(_keep_asking(weakref.ref(self)))
             return self._master
+
+    @property
+    def moves(self) -> int:
+        return self._moves
 
     async def verify(self, connection: AbstractConnection) -> None:
         await connection.send_command("ROLE", check_health=False)
@@ -101,7 +118,12 @@ class SentinelFinder:
             await asyncio.gather(*asking, return_exceptions=True)
         if not votes:
             raise NotConnected(problem)
-        return votes.most_common(1)[0][0]
+        [(master, count)] = votes.most_common(1)
+        if count > len(hosts) // 2 and master != self._agreed:
+            # Fewer may be those that were cut off, and are no reason to leave a server that answers.
+            self._moves += self._agreed is not None
+            self._agreed = master
+        return master
 
     async def _ask(self, sentinel: Node, *command: str) -> Any:
         address = self._address
@@ -120,3 +142,16 @@ class SentinelFinder:
             answer = await ask(self._connect(sentinel), "SENTINEL", *command)
             self._is_login_needed = False
             return answer
+
+
+async def _keep_asking(reference: weakref.ref[SentinelFinder]) -> None:
+    """For as long as anybody else knows the finder."""
+    while True:
+        await asyncio.sleep(AGAIN_SECONDS)
+        finder = reference()
+        if finder is None:
+            return
+        # Where nobody answers, nobody says that there is another: the one there is stays.
+        with suppress(*AWAY):
+            await finder.find(None)
+        del finder

@@ -11,7 +11,7 @@ import random as random_module
 from collections.abc import Callable
 from types import TracebackType
 
-from coffee_rt.errors import BreakerOpen, Retryable, TooSlow
+from coffee_rt.errors import BreakerOpen, Busy, Retryable, TooSlow
 from coffee_rt.runtime import metrics
 from coffee_rt.runtime.clock import Clock, SystemClock
 
@@ -31,7 +31,7 @@ class CircuitBreaker:
     """One for each dependency of a process, shared by its tasks.
 
     `async with breaker:` around each call. Retryable errors, OSError and time-outs count as failures; any
-    other exception (TooSlow too) is an answer of the server and counts as success. Cancellation counts as neither.
+    other exception (TooSlow too) is an answer of the server and counts as success. Cancellation and Busy count as neither.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class CircuitBreaker:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if isinstance(error, (asyncio.CancelledError, GeneratorExit, BreakerOpen)):
+        if isinstance(error, (asyncio.CancelledError, GeneratorExit, BreakerOpen, Busy)):
             self._is_probing = False
         elif isinstance(error, TooSlow):
             # The server's own answer: one caller's dear questions must not shut the others out.

@@ -9,12 +9,15 @@ from coffee_rt.errors import Retryable
 from coffee_rt.runtime.clock import Clock
 from coffee_rt.store.contract import ApiKeyStore
 
+MISSED_SECONDS = 1.0
+"""Between loads while unknown keys are used: a new key works this soon, and guesses cost one small query each time."""
 FIRST_RETRY_SECONDS = 0.5
 """Without any keys every caller is refused: until the first load, a failed one is soon tried again."""
 
 
 class KeyRefresher:
-    """Owned by the process; `run` is its only task and is cancelled by its owner.
+    """Owned by the process; `run` is its only task and is cancelled by its owner. Loads every `refresh_seconds`, and
+    sooner where somebody used a key that the ring does not know.
 
     `on_refresh` is told after each load: of the failure, or of None when it went well.
     """
@@ -38,7 +41,11 @@ class KeyRefresher:
         """Refresh for ever; the first time a while from now, for whoever starts has called `refresh`."""
         while True:
             first = min(FIRST_RETRY_SECONDS, self._refresh_seconds)
-            await self._clock.sleep(self._refresh_seconds if self._is_loaded else first)
+            left = self._refresh_seconds if self._is_loaded else first
+            while left > 0:
+                pause = min(MISSED_SECONDS, left)
+                await self._clock.sleep(pause)
+                left = 0 if self._ring.has_missed else left - pause
             await self.refresh()
 
     async def refresh(self) -> None:

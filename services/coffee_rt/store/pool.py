@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import asyncpg
 
-from coffee_rt.errors import Retryable
+from coffee_rt.errors import Busy, Retryable
 from coffee_rt.store.faults import mapped_errors
 
 _ROLLBACK_SECONDS_MAX = 5.0
@@ -75,7 +75,10 @@ class Pool:
             try:
                 connection = await self._pool.acquire(timeout=self._acquire_seconds_max)
             except TimeoutError:
-                raise Retryable("no database connection became free in time") from None
+                if self._pool.get_size() == self._pool.get_max_size():
+                    # All of them are open: it is us who are busy, or the statements they wait for will say more.
+                    raise Busy("no database connection became free in time") from None
+                raise Retryable("the database could not be reached in time") from None
             try:
                 yield connection
             finally:

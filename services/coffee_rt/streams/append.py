@@ -234,6 +234,9 @@ class RedisTarget:
         async with state.opening:
             if state.link is not None and not state.link.is_closed:
                 return state.link
+            if state.link is not None:
+                # Perhaps it works, to a server that another has replaced; nothing is under way on it.
+                state.link.close()
             if self._clock.monotonic() < state.retry_at:
                 raise NotExecuted("the log is not reachable; tried a moment ago")
             try:

@@ -287,6 +287,8 @@ class RedisKeeper:
         async with self._opening[home]:
             link = self._links.get(home)
             if link is None or link.is_closed:
+                if link is not None:
+                    link.close()
                 link = await self._connector.open(home, "keeper")
                 self._links[home] = link
         return link

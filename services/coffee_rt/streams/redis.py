@@ -56,10 +56,13 @@ class Link(asyncio.Protocol):
         self,
         connection: AbstractConnection,
         on_error: Callable[[ReplyError | LinkLost], None] | None = None,
+        has_moved: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`on_error` is told of each error reply, or reply out of time, that somebody waited for."""
+        """`on_error` is told of each error reply, or reply out of time, that somebody waited for. `has_moved` says
+        whether another server has taken over from this one, which may still answer."""
         self._connection = connection
         self._on_error = on_error
+        self._has_moved = has_moved
         self._waiting: deque[asyncio.Future[Any]] = deque()
         self._reader = hiredis.Reader(
             replyError=ReplyError, notEnoughData=_NOT_ENOUGH_DATA, protocolError=ValueError
@@ -72,7 +75,7 @@ class Link(asyncio.Protocol):
         self._transport.set_protocol(self)
         self.host: str = getattr(connection, "host", "")
         """Of the server; empty for a unix socket."""
-        self.is_closed = False
+        self._is_closed = False
         reader = connection._reader
         if (
             reader is None
@@ -82,6 +85,11 @@ class Link(asyncio.Protocol):
         ):
             # The end came between the greeting and here: nobody will be told of it again.
             self.close("closed by the server")
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it must not be used any more; what is under way may still be answered."""
+        return self._is_closed or self._has_moved()
 
     def send(self, command: bytes) -> asyncio.Future[Any]:
         """Send packed bytes of one command; the future gets its reply (error replies as values).
@@ -137,9 +145,9 @@ class Link(asyncio.Protocol):
 
     def close(self, reason: str = "closed") -> None:
         """Drop the connection; waiting callers get LinkLost. Idempotent."""
-        if self.is_closed:
+        if self._is_closed:
             return
-        self.is_closed = True
+        self._is_closed = True
         self._transport.abort()
         self._connection._reader = None
         self._connection._writer = None
@@ -240,7 +248,7 @@ class RedisConnector:
             else:
                 self._nodes.learn(error.code, str(error), link.host)
 
-        link = Link(connection, learn)
+        link = Link(connection, learn, lambda: self._nodes.has_moved(connection))
         if link.is_closed:
             raise NotExecuted("the log closed the connection at once")
         metrics.RECONNECTS.labels(role).inc()
