@@ -22,7 +22,7 @@ from coffee_rt.runtime.clock import Clock
 from coffee_rt.runtime.http import Serve
 from coffee_rt.runtime.listen_queue import ListenQueue, first_bytes, has_left, turn_away
 
-CALM_TURN_SECONDS = 0.05
+CALM_TURN_SECONDS = 0.005
 """Turns below this leave time for more clients."""
 LET_IN_MAX = 32
 """At one look: their requests make the next turn longer."""
