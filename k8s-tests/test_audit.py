@@ -28,6 +28,7 @@ def test_the_audit_passes_until_a_number_differs_and_names_it(shop: Release) -> 
         shop.sql(f"UPDATE mv_{internal} SET orders = orders - 7")
     job = run_audit(shop, "audit-of-what-was-mended")
     assert is_done(job, "Complete"), logs(shop, job)
+    shop.kube.kubectl("delete", "job", "--selector", "app.kubernetes.io/component=audit")
 
 
 def run_audit(release: Release, name: str) -> Json:

@@ -67,6 +67,7 @@ def test_containerd_config_names_the_pause_image() -> None:
     cri = config["plugins"]["io.containerd.grpc.v1.cri"]
     assert cri["sandbox_image"] == "localhost/pause:1"
     assert cri["cni"]["conf_dir"] == "/run/cni"
+    assert cri["registry"]["config_path"] == "/etc/containerd/certs.d"
 
 
 def test_kubeconfig_carries_its_certificates() -> None:

@@ -47,21 +47,21 @@ def test_good_entry_becomes_its_orders() -> None:
     assert not write.dead
 
 
-@pytest.mark.parametrize(
-    "bad",
-    [
-        b"\xc0",
-        broken(price_minor=0),
-        broken(quantity=10_001),
-        broken(store="x" * 129),
-        broken(drink="a\x00b"),
-        broken(tenant=-1),
-        broken(order_id=b"short"),
-        broken(attributes=b"[]"),
-        broken(note="n" * 1025),
-        broken(ordered_at_us=-5),
-    ],
-)
+BAD: dict[str, bytes] = {
+    "no record": b"\xc0",
+    "price": broken(price_minor=0),
+    "quantity": broken(quantity=10_001),
+    "store": broken(store="x" * 129),
+    "drink": broken(drink="a\x00b"),
+    "tenant": broken(tenant=-1),
+    "order id": broken(order_id=b"short"),
+    "attributes": broken(attributes=b"[]"),
+    "note": broken(note="n" * 1025),
+    "time": broken(ordered_at_us=-5),
+}
+
+
+@pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
 def test_bad_record_alone_becomes_a_dead_letter(bad: bytes) -> None:
     good = [an_order(), an_order()]
     records = [encode_record(good[0]), bad, encode_record(good[1])]

@@ -13,6 +13,8 @@ from pathlib import Path
 from bare_cluster import places
 from bare_cluster.places import KEYS, Node
 
+REGISTRIES = Path("/etc/containerd/certs.d")
+"""The host's: how registries are reached, should somebody pull from one. Read at each pull; need not exist."""
 _OTHER_SNAPSHOTTERS = ("btrfs", "zfs", "devmapper", "aufs")
 
 
@@ -145,6 +147,8 @@ disabled_plugins = [{others}]
   sandbox_image = "{pause_image}"
   restrict_oom_score_adj = true
   disable_apparmor = true
+  [{cri}.registry]
+    config_path = "{REGISTRIES}"
   [{cri}.cni]
     bin_dir = "/usr/lib/cni"
     conf_dir = "{cni_folder}"
