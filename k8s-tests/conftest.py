@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -39,10 +40,13 @@ def helm() -> str:
     pytest.fail("no helm: run `k8s-tests/cluster/cluster build`, or set COFFEE_RT_HELM to one")
 
 
+Make = Callable[[str], Release]
+
+
 @pytest.fixture(scope="session")
-def make_release(kubeconfig: Path, helm: str) -> Iterator[Callable[[str], Release]]:
-    """Releases by name, each in a namespace of that name; all namespaces are deleted at the end."""
-    made: dict[str, Release] = {}
+def releases(kubeconfig: Path, helm: str) -> Callable[[], AbstractContextManager[Make]]:
+    """Scopes of releases: whoever enters one makes releases by name, each in a namespace of that name; when it is left
+    their namespaces are deleted, with all that runs in them."""
     images = Images(
         product=os.environ.get("COFFEE_RT_IMAGE", "localhost/coffee-rt:test"),
         postgresql=os.environ.get(
@@ -51,29 +55,51 @@ def make_release(kubeconfig: Path, helm: str) -> Iterator[Callable[[str], Releas
         valkey=os.environ.get("COFFEE_RT_VALKEY_IMAGE", "localhost/coffee-rt-valkey:9"),
     )
 
-    def make(name: str) -> Release:
-        if name not in made:
-            kube = Kube(kubeconfig, f"coffee-test-{name}")
-            kube.make_namespace()
-            made[name] = Release(kube, helm, images)
-        return made[name]
+    @contextmanager
+    def scope() -> Iterator[Make]:
+        made: dict[str, Release] = {}
 
-    yield make
-    for release in made.values():
-        release.kube.delete_namespace()
+        def make(name: str) -> Release:
+            if name not in made:
+                kube = Kube(kubeconfig, f"coffee-test-{name}")
+                kube.make_namespace()
+                made[name] = Release(kube, helm, images)
+            return made[name]
+
+        try:
+            yield make
+        finally:
+            for release in made.values():
+                release.kube.delete_namespace()
+
+    return scope
 
 
 @pytest.fixture(scope="session")
-def shop(make_release: Callable[[str], Release]) -> Release:
+def make_shared(releases: Callable[[], AbstractContextManager[Make]]) -> Iterator[Make]:
+    """Releases that tests of several modules look at."""
+    with releases() as make:
+        yield make
+
+
+@pytest.fixture(scope="module")
+def make_release(releases: Callable[[], AbstractContextManager[Make]]) -> Iterator[Make]:
+    """Releases of one module. They go with it: two nodes have no room for those of all."""
+    with releases() as make:
+        yield make
+
+
+@pytest.fixture(scope="session")
+def shop(make_shared: Make) -> Release:
     """A running minimal installation, shared by the tests that leave it as they found it."""
-    release = make_release("shop")
+    release = make_shared("shop")
     release.install()
     return release
 
 
 @pytest.fixture(scope="session")
-def tended(make_release: Callable[[str], Release]) -> Release:
+def tended(make_shared: Make) -> Release:
     """An installation whose autoscalers and operator act within seconds; tests leave it as they found it."""
-    release = make_release("tended")
+    release = make_shared("tended")
     release.install(tended_values())
     return release

@@ -167,7 +167,7 @@ class Recorder:
                         "args": [f"mkdir -p {FOLDER} && exec python3 /recorder/recorder.py"],
                         "env": [{"name": k, "value": str(v)} for k, v in environ.items()],
                         "volumeMounts": [{"name": "script", "mountPath": "/recorder"}],
-                        "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}},
+                        "resources": {"requests": {"cpu": "10m", "memory": "64Mi"}},
                         "securityContext": {
                             "allowPrivilegeEscalation": False,
                             "capabilities": {"drop": ["ALL"]},
