@@ -47,6 +47,8 @@ def test_the_secret_is_not_in_what_is_stored() -> None:
     "token",
     [None, "", "x", "crt_", "crt__x", "crt_abc_", "crt_" + "a" * 200, "crt_ab é_x", "crt_abc_wrong",
      MINTED.text + "0", MINTED.text[:-1], MINTED.text.upper()],
+    ids=["none", "empty", "x", "prefix", "no id", "no secret", "long", "no ascii", "unknown", "longer", "shorter",
+         "upper"],
 )  # fmt: skip
 def test_what_is_no_known_key_is_401(token: str | None) -> None:
     error = refusal(ring(KEY), token)
