@@ -247,7 +247,7 @@ image_bytes() {
         "$engine" image inspect --format '{{.Size}}' "$1"
         return
     fi
-    container=$(buildah from "$1")
+    container=$(buildah from --pull-never "$1")
     folder=$(buildah mount "$container")
     du --summarize --bytes --one-file-system "$folder" | cut -f1
     buildah rm "$container" >/dev/null

@@ -94,6 +94,16 @@ def test_version_is_read_from_the_module_and_given_to_the_linker() -> None:
         build.module_version(text, "k8s.io/kube")
 
 
+def test_helm_knows_of_which_kubernetes_it_is() -> None:
+    """Without a cluster to ask, it renders for that one: by itself it would say 1.20."""
+    [helm] = [one for one in build.GO_PROGRAMS if one.name == "helm"]
+    text = "require (\n\thelm.sh/helm/v3 v3.19.5\n\tk8s.io/client-go v0.34.2 // indirect\n)"
+    flags = build.link_flags(helm, text)
+    assert "-X helm.sh/helm/v3/pkg/chartutil.k8sVersionMajor=1" in flags
+    assert "-X helm.sh/helm/v3/pkg/chartutil.k8sVersionMinor=34" in flags
+    assert "-X helm.sh/helm/v3/pkg/lint/rules.k8sVersionMinor=34" in flags
+
+
 def test_archive_holds_images_whose_digests_agree(tmp_path: Path) -> None:
     (tmp_path / "program").write_bytes(b"\x7fELF")
     images = [

@@ -32,13 +32,15 @@ class GoProgram:
     """A program of one module in `go/`.
 
     `package` is what is compiled; `versioned` the module whose version the program reports, set in
-    the string variables `variables` at link time.
+    the string variables `variables` at link time; in `kubernetes_variables` it looks for the Kubernetes that its
+    libraries are of.
     """
 
     name: str
     package: str
     versioned: str = ""
     variables: tuple[str, ...] = ()
+    kubernetes_variables: tuple[str, ...] = ()
 
 
 _KUBERNETES_VARIABLES = tuple(
@@ -54,6 +56,11 @@ GO_PROGRAMS = (
         "helm.sh/helm/v3/cmd/helm",
         "helm.sh/helm/v3",
         ("helm.sh/helm/v3/internal/version.version",),
+        tuple(
+            f"helm.sh/helm/v3/pkg/{package}.k8sVersion{part}"
+            for package in ("chartutil", "lint/rules")
+            for part in ("Major", "Minor")
+        ),
     ),
     GoProgram("kubernetes", ".", "k8s.io/kubernetes", _KUBERNETES_VARIABLES),
     GoProgram("coredns", "."),
@@ -119,6 +126,11 @@ def link_flags(program: GoProgram, go_mod: str) -> str:
         for variable in program.variables:
             value = {"gitMajor": major, "gitMinor": minor}.get(variable.rpartition(".")[2], version)
             flags.append(f"-X {variable}={value}")
+    if program.kubernetes_variables:
+        # client-go v0.34 is of Kubernetes 1.34.
+        minor = module_version(go_mod, "k8s.io/client-go").split(".")[1]
+        for variable in program.kubernetes_variables:
+            flags.append(f"-X {variable}={'1' if variable.endswith('Major') else minor}")
     return " ".join(flags)
 
 

@@ -82,7 +82,9 @@ class Pool:
             try:
                 yield connection
             finally:
-                if time.monotonic() - _opened_at(connection) > self._lifetime_seconds_max:
+                # One that was lost has been given back already, and knows nothing of itself.
+                opened_at = getattr(connection, "opened_at", time.monotonic())
+                if time.monotonic() - opened_at > self._lifetime_seconds_max:
                     await connection.close(timeout=_ROLLBACK_SECONDS_MAX)
                 await self._pool.release(connection, timeout=_ROLLBACK_SECONDS_MAX)
 
@@ -195,10 +197,6 @@ def _ms(seconds: float) -> int:
 
 async def _mark_opened(connection: Any) -> None:
     connection.opened_at = time.monotonic()
-
-
-def _opened_at(connection: Any) -> float:
-    return float(getattr(connection, "opened_at", 0.0))
 
 
 async def _commit(connection: Any) -> None:
