@@ -117,7 +117,11 @@ def test_a_custom_build_runs_a_script_with_a_stage_that_exists() -> None:
 def test_each_build_makes_the_one_image_whose_name_the_chart_is_given() -> None:
     assert {artifact["image"] for artifact in ARTIFACTS} == {"coffee-rt"}
     templates = RELEASE["setValueTemplates"]
-    assert set(templates.values()) == {"{{.IMAGE_REPO_coffee_rt}}", "{{.IMAGE_TAG_coffee_rt}}"}
+    assert set(templates.values()) == {
+        "{{.IMAGE_REPO_coffee_rt}}",
+        "{{.IMAGE_TAG_coffee_rt}}",
+        "{{.IMAGE_DIGEST_coffee_rt}}",
+    }
 
 
 @pytest.mark.parametrize("artifact", ARTIFACTS, ids=lambda artifact: artifact["image"])

@@ -75,11 +75,9 @@ annotations:
 {{/* (root): the image of all processes. */}}
 {{- define "coffee-rt.image" -}}
 {{- with .Values.image -}}
-{{- if .digest -}}
-{{ .repository }}@{{ .digest }}
-{{- else -}}
+{{- /* The tag stays beside a digest: skaffold knows its pods by both. */ -}}
 {{ .repository }}:{{ .tag | default $.Chart.AppVersion }}
-{{- end -}}
+{{- with .digest }}@{{ . }}{{ end -}}
 {{- end -}}
 {{- end }}
 
