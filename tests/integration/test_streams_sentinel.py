@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -104,31 +105,43 @@ async def test_a_frozen_master_is_left_and_what_it_holds_back_is_never_answered(
     await bed.close()
 
 
-async def test_a_master_that_was_cut_off_with_us_is_left(tmp_path: Path) -> None:
-    """It lives, answers and lacks its replicas, which have another master."""
+@asynccontextmanager
+async def behind_a_proxy(folder: Path) -> AsyncIterator[tuple[PartedProxy, ValkeySentinels]]:
+    """A master with two replicas that can be cut off from all but us."""
     proxy = PartedProxy("all>master")
     await proxy.start()
-    servers = ValkeySentinels(tmp_path, replicas=2, front_port=proxy.port)
+    servers = ValkeySentinels(folder, replicas=2, front_port=proxy.port)
     proxy.server_port = servers.servers[0].port
     try:
         await asyncio.to_thread(servers.start)
+        yield proxy, servers
+    finally:
+        await asyncio.to_thread(servers.stop)
+        await proxy.close()
+
+
+async def part(proxy: PartedProxy, servers: ValkeySentinels) -> None:
+    """Returns when the others have another master."""
+    proxy.part_from_all_but(os.getpid())
+    await asyncio.to_thread(
+        wait_until, lambda: servers.master() is not servers.servers[0], "another master"
+    )
+
+
+async def test_a_master_that_was_cut_off_with_us_is_left(tmp_path: Path) -> None:
+    """It lives, answers and lacks its replicas, which have another master."""
+    async with behind_a_proxy(tmp_path) as (proxy, servers):
         bed = RedisBed(servers.url, "n")
         await bed.keeper().ensure_group("workers")
         clients = Clients(bed.producer(LIMITS))
         clients.start()
         await clients.wait_told(0, 20)
-        proxy.part_from_all_but(os.getpid())
-        await asyncio.to_thread(
-            wait_until, lambda: servers.master() is not servers.servers[0], "another master"
-        )
+        await part(proxy, servers)
         for shard in range(bed.log.keys.shards):
             await clients.wait_told(shard, 20, 60)
         told = await clients.stop()
         assert set(told) <= set(await logged_ids(bed))
         await bed.close()
-    finally:
-        await asyncio.to_thread(servers.stop)
-        await proxy.close()
 
 
 async def test_readers_and_listeners_follow_when_they_were_cut_off_with_the_old_master(
@@ -136,12 +149,7 @@ async def test_readers_and_listeners_follow_when_they_were_cut_off_with_the_old_
 ) -> None:
     """It answers them, without an error, and has nothing new to say."""
     monkeypatch.setattr(sentinels, "AGAIN_SECONDS", 0.2)
-    proxy = PartedProxy("all>master")
-    await proxy.start()
-    servers = ValkeySentinels(tmp_path, replicas=2, front_port=proxy.port)
-    proxy.server_port = servers.servers[0].port
-    try:
-        await asyncio.to_thread(servers.start)
+    async with behind_a_proxy(tmp_path) as (proxy, servers):
         bed = RedisBed(servers.url, "n")
         reader, keeper, producer = bed.reader(), bed.keeper(), bed.producer()
         await keeper.ensure_group("workers")
@@ -152,10 +160,7 @@ async def test_readers_and_listeners_follow_when_they_were_cut_off_with_the_old_
             await channels.publish("beacon", b"before")
             received = aiter(subscription)
             assert await anext(received) == ("beacon", b"before")
-            proxy.part_from_all_but(os.getpid())
-            await asyncio.to_thread(
-                wait_until, lambda: servers.master() is not servers.servers[0], "another master"
-            )
+            await part(proxy, servers)
             there = RedisBed(servers.master().url, "n")
             elsewhere, told = there.producer(), RedisChannels(servers.master().url)
             await append_surely(elsewhere)
@@ -177,9 +182,6 @@ async def test_readers_and_listeners_follow_when_they_were_cut_off_with_the_old_
             await there.close()
         await channels.close()
         await bed.close()
-    finally:
-        await asyncio.to_thread(servers.stop)
-        await proxy.close()
 
 
 async def read_surely(reader: RedisReader) -> list[Delivery]:

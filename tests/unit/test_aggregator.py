@@ -26,24 +26,19 @@ from coffee_rt.store.memory_database import MemoryDatabase
 from coffee_rt.store.memory_views import MemoryViewCatalogue, MemoryViewFolder, MemoryViewRepairer
 from coffee_rt.store.view_contract import LaneKey
 from tests.builders import NOW_MS, a_view, an_order
+from tests.clocks import StoppedClock
 
 HOUR = 3600
 
 
-class ManualClock:
-    """Time that passes only when somebody sleeps or a test says so."""
+class ManualClock(StoppedClock):
+    """Whoever sleeps lets the others work first."""
 
     def __init__(self) -> None:
-        self.at = NOW_MS / 1000
-
-    def now(self) -> float:
-        return self.at
-
-    def monotonic(self) -> float:
-        return self.at
+        super().__init__(NOW_MS / 1000)
 
     async def sleep(self, seconds: float) -> None:
-        self.at += seconds
+        await super().sleep(seconds)
         await asyncio.sleep(0)
 
 

@@ -24,7 +24,7 @@ from redis.exceptions import RedisError
 from coffee_rt.channels.mailbox import BYTES_MAX, MESSAGES_MAX, Mailbox
 from coffee_rt.channels.metrics import failed_publications, reconnects
 from coffee_rt.errors import Retryable
-from coffee_rt.redis_nodes.nodes import RedisNodes
+from coffee_rt.redis_nodes.nodes import RedisNodes, has_moved
 from coffee_rt.runtime.settings import RedisSettings
 
 CANCEL_SECONDS = 0.2
@@ -64,8 +64,7 @@ class RedisChannels:
         self._ping_seconds = ping_seconds
         self._answer_seconds_max = answer_seconds_max
         self._uniform = uniform
-        nodes = self._nodes = RedisNodes(settings)
-        self._moves_seen = 0
+        nodes = RedisNodes(settings)
         self._publisher = _client(nodes, PUBLISH_SECONDS_MAX, PUBLISH_CONNECTIONS_MAX)
         # Publishers beyond the pool wait here; the pool itself would refuse them.
         self._publishing = asyncio.Semaphore(PUBLISH_CONNECTIONS_MAX)
@@ -74,7 +73,6 @@ class RedisChannels:
 
     async def publish(self, topic: str, *bodies: bytes) -> None:
         """Raises Retryable when Redis did not confirm; a repetition does no harm to any receiver."""
-        await self._follow()
         try:
             async with self._publishing, self._publisher.pipeline(transaction=False) as messages:
                 for body in bodies:
@@ -83,14 +81,6 @@ class RedisChannels:
         except _FAILURES as error:
             failed_publications.inc()
             raise Retryable(f"Redis did not take a message on {topic}: {error}") from error
-
-    async def _follow(self) -> None:
-        """Leave connections to a server that another has replaced, though it may take messages still."""
-        moves = self._nodes.moves
-        if moves != self._moves_seen:
-            self._moves_seen = moves
-            with suppress(*_FAILURES):
-                await self._publisher.connection_pool.disconnect()
 
     @asynccontextmanager
     async def subscribe(self, *topics: str) -> AsyncIterator[Mailbox]:
@@ -167,7 +157,7 @@ class RedisChannels:
         connection = pubsub.connection
         is_pinged = False
         while not mailbox.is_closed:
-            if self._nodes.has_moved(connection):
+            if has_moved(connection):
                 raise ConnectionError("another server has taken over from the subscription's")
             wait = self._answer_seconds_max if is_pinged else self._ping_seconds
             message: dict[str, Any] | None = await pubsub.get_message(timeout=wait)

@@ -114,9 +114,9 @@ class FoundConnection(NodeConnection):
     """To the server that holds `key` when it connects (None: any)."""
 
     def __init__(self, *, finder: Finder, key: bytes | None, **options: Any) -> None:
-        self.moves = 0
-        """The finder's count when the server was found."""
         self._finder = finder
+        self._moves = 0
+        """The finder's count when the server was found."""
         self._key = key
         super().__init__(**options)
 
@@ -133,8 +133,13 @@ class FoundConnection(NodeConnection):
 
     async def _find(self) -> Node:
         node = self.host, self.port = await self._finder.find(self._key)
-        self.moves = self._finder.moves
+        self._moves = self._finder.moves
         return Node(*node)
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether another server has taken over since."""
+        return self._finder.moves != self._moves
 
     async def on_connect_check_health(self, check_health: bool = True) -> None:
         try:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Any
 
 from limits.aio.storage import RedisStorage
 from limits.errors import StorageError
-from redis.exceptions import RedisError
 
 from coffee_rt.callers.rate import StorageAway
 from coffee_rt.redis_nodes.nodes import RedisNodes
@@ -23,9 +21,7 @@ class SharedCounts:
 
     def __init__(self, settings: RedisSettings, namespace: str) -> None:
         prefix = f"{namespace}:{{counts}}"
-        self._nodes = RedisNodes(settings)
-        self._moves_seen = 0
-        self._pool = self._nodes.pool(
+        self._pool = RedisNodes(settings).pool(
             prefix.encode(),
             socket_timeout=settings.connect_seconds_max,
             socket_connect_timeout=settings.connect_seconds_max,
@@ -42,11 +38,6 @@ class SharedCounts:
         )
 
     async def incr(self, key: str, expiry: int, amount: int = 1) -> int:
-        if (moves := self._nodes.moves) != self._moves_seen:
-            # Another server has taken over, though the one in use may count still.
-            self._moves_seen = moves
-            with suppress(RedisError, OSError):
-                await self._pool.disconnect()
         try:
             return int(await self._storage.incr(key, expiry, amount))
         except StorageError as error:

@@ -26,6 +26,15 @@ from coffee_rt.redis_nodes.sentinels import SentinelFinder
 from coffee_rt.runtime.settings import RedisSettings
 
 
+class FollowingPool(ConnectionPool):
+    """Hands out no connection to a server that another has replaced, though it may work."""
+
+    async def ensure_connection(self, connection: AbstractConnection) -> None:
+        if connection.is_connected and has_moved(connection):
+            await connection.disconnect()
+        await super().ensure_connection(connection)
+
+
 class RedisNodes:
     """Made once for each adapter of a process and shared by its tasks; opens nothing by itself.
 
@@ -71,7 +80,7 @@ class RedisNodes:
     def pool(self, key: bytes | None, **options: Any) -> ConnectionPool:
         """A redis-py pool to the server that holds `key`; it follows a failover."""
         kind, own = self._plan(key)
-        return ConnectionPool(connection_class=kind, **{**own, **options})
+        return FollowingPool(connection_class=kind, **{**own, **options})
 
     def pool_to(self, node: Node, **options: Any) -> ConnectionPool:
         """A redis-py pool to one server, whatever it holds."""
@@ -94,16 +103,6 @@ class RedisNodes:
         """A server that was used was lost: look before the next connection."""
         if self._finder is not None:
             self._finder.doubt()
-
-    @property
-    def moves(self) -> int:
-        """How often another server was found to have taken over from one that may still answer."""
-        return 0 if self._finder is None else self._finder.moves
-
-    def has_moved(self, connection: AbstractConnection | None) -> bool:
-        """Whether another server has taken over since this connection was opened: then it is to be opened anew, though
-        it may work."""
-        return isinstance(connection, FoundConnection) and connection.moves != self.moves
 
     async def one_a_node(self, keys: Sequence[bytes]) -> list[bytes]:
         """Of these keys one for each server that holds some. Raises redis's errors."""
@@ -135,6 +134,12 @@ class RedisNodes:
                 **options,
             },
         )
+
+
+def has_moved(connection: AbstractConnection | None) -> bool:
+    """Whether another server has taken over since this connection was opened: then it is to be opened anew, though it
+    may work."""
+    return isinstance(connection, FoundConnection) and connection.has_moved
 
 
 def node_of(place: str, answered_by: str) -> Node:

@@ -35,14 +35,16 @@ class Waits:
         if came > self._came_total:
             self._came_total = came
             self._came.append((now, came))
-        while self._came and self._came[0][1] <= taken:
-            self._came.popleft()
+        self._forget(taken)
 
     def first_waited(self, now: float, taken: int) -> float:
         """Seconds, at least, that the one after the first `taken` has waited; 0 when there is none."""
+        self._forget(taken)
+        return now - self._came[0][0] if self._came else 0.0
+
+    def _forget(self, taken: int) -> None:
         while self._came and self._came[0][1] <= taken:
             self._came.popleft()
-        return now - self._came[0][0] if self._came else 0.0
 
 
 class ListenQueue:
@@ -111,9 +113,8 @@ def first_bytes(connection: socket.socket, count: int) -> bytes:
 
 def turn_away(connection: socket.socket, answer: bytes) -> None:
     """Answer unheard, and hang up. Who sends more than HEAD_BYTES may see a reset instead of the answer."""
-    with contextlib.suppress(
-        OSError
-    ):  # not there yet, or gone meanwhile: the answer is tried anyway
+    # Where nothing has come yet, or the client has gone meanwhile, the answer is tried all the same.
+    with contextlib.suppress(OSError):
         connection.recv(HEAD_BYTES)
     with contextlib.suppress(OSError):
         connection.send(answer)

@@ -232,9 +232,9 @@ class RedisTarget:
     async def _open(self, shard: int) -> Link:
         state = self._shards[shard]
         async with state.opening:
-            if state.link is not None and not state.link.is_closed:
-                return state.link
             if state.link is not None:
+                if not state.link.is_closed:
+                    return state.link
                 # Perhaps it works, to a server that another has replaced; nothing is under way on it.
                 state.link.close()
             if self._clock.monotonic() < state.retry_at:

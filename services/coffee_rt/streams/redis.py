@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol, cast
 
 import hiredis
@@ -18,7 +19,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
 from coffee_rt.errors import NotExecuted, Retryable
-from coffee_rt.redis_nodes.nodes import RedisNodes, node_of
+from coffee_rt.redis_nodes.nodes import RedisNodes, has_moved, node_of
 from coffee_rt.runtime.settings import RedisSettings
 from coffee_rt.streams import metrics
 from coffee_rt.streams.scripts import Script
@@ -248,7 +249,7 @@ class RedisConnector:
             else:
                 self._nodes.learn(error.code, str(error), link.host)
 
-        link = Link(connection, learn, lambda: self._nodes.has_moved(connection))
+        link = Link(connection, learn, partial(has_moved, connection))
         if link.is_closed:
             raise NotExecuted("the log closed the connection at once")
         metrics.RECONNECTS.labels(role).inc()
