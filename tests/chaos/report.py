@@ -36,10 +36,14 @@ log, the views and the money. Waits are shorter than an installation's defaults 
 """
 
 
-def report_of(verdicts: Sequence[Verdict], seed: int) -> str:
-    commit = _git("rev-parse", "--short=12", "HEAD") + (
+def commit_of_the_code() -> str:
+    """Asked before the first scenario: the page that is written after each is a change itself."""
+    return _git("rev-parse", "--short=12", "HEAD") + (
         " with changes" if _git("status", "--porcelain", "--untracked-files=no") else ""
     )
+
+
+def report_of(verdicts: Sequence[Verdict], seed: int, commit: str) -> str:
     date = datetime.now(UTC).strftime("%Y-%m-%d")
     page = _HEAD.format(date=date, commit=commit, machine=machine(), seed=seed)
     promised = [verdict for verdict in verdicts if not verdict.negative_control]

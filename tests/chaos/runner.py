@@ -16,7 +16,7 @@ import msgspec
 
 from coffee_rt.bench.stack import machine
 from tests.chaos.notes import Load
-from tests.chaos.report import report_of
+from tests.chaos.report import commit_of_the_code, report_of
 from tests.chaos.running import Bench
 from tests.chaos.scenario import Scenario, World, load_scenarios
 from tests.chaos.verdict import Verdict
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str]) -> int:
 async def run_scenarios(chosen: list[Scenario], options: argparse.Namespace) -> int:
     # Those of one shape follow each other: they share a platform.
     chosen = sorted(chosen, key=lambda each: (each.is_alone, repr(each.shape)))
-    folder = make_folder()
+    folder, commit = make_folder(), commit_of_the_code()
     say(f"{len(chosen)} scenarios, seed {options.seed}, on {machine()}; logs in {folder}")
     bench = Bench(folder, lambda line: say(f"    {line}"), options.seed)
     verdicts: list[Verdict] = []
@@ -97,7 +97,7 @@ async def run_scenarios(chosen: list[Scenario], options: argparse.Namespace) -> 
             verdicts.append(verdict)
             tell(verdict)
             # After each: an hour's run that is cut off leaves what it has found out.
-            write(verdicts, options)
+            write(verdicts, options, commit)
     finally:
         await bench.close()
     failed = [verdict.name for verdict in verdicts if not verdict.kept]
@@ -124,12 +124,12 @@ def make_folder() -> Path:
     return folder
 
 
-def write(verdicts: list[Verdict], options: argparse.Namespace) -> None:
+def write(verdicts: list[Verdict], options: argparse.Namespace, commit: str) -> None:
     if options.json and verdicts:
         document = msgspec.json.encode({"seed": options.seed, "scenarios": verdicts})
         options.json.write_bytes(msgspec.json.format(document, indent=1))
     if options.report and verdicts:
-        options.report.write_text(report_of(verdicts, options.seed))
+        options.report.write_text(report_of(verdicts, options.seed, commit))
 
 
 def random_scenario(minutes: float) -> Scenario:

@@ -7,6 +7,7 @@ import pytest
 from tests.chaos.facts import Facts, Row
 from tests.chaos.notes import Attempt, Notes, Sent, collect_notes
 from tests.chaos.postgres import synced_writes
+from tests.chaos.report import report_of
 from tests.chaos.valkey import synced_bytes
 from tests.chaos.verdict import Expected, Verdict, judge, last_failure
 
@@ -145,3 +146,10 @@ def test_only_log_that_a_finished_sync_was_called_after_survives_a_power_cut() -
 812   +++ killed by SIGKILL +++
 """
     assert synced_writes(trace.splitlines()) == ({name: [(0, b"ab")]}, 2)
+
+
+def test_a_page_names_the_code_that_ran_and_not_that_pages_are_being_written() -> None:
+    page = report_of([judged(notes_of(OK), facts_of({"a": [row("id-1")]}))], 7, "0123456789ab")
+    assert "commit 0123456789ab;" in page
+    assert "seed 7." in page
+    assert "1 scenarios." in page
