@@ -232,6 +232,56 @@ async def test_sessions_are_counted_by_address_and_in_all(
             await again.hear("welcome")
 
 
+async def test_sessions_are_counted_by_key_whatever_carries_them(
+    database_url: str, valkey_url: str, redis_namespace: str
+) -> None:
+    limits = {"auth": "required", "keys_refresh_seconds": 0.1, "sessions_per_key_max": 3}
+    async with served(database_url, valkey_url, redis_namespace, **limits) as platform:
+        shared, revoked = mint_key(), mint_key()
+        for key in (shared, revoked):
+            await PostgresApiKeys(platform.pool).add_api_key(
+                ApiKey(key.key_id, 0, "page", key.secret_hash, frozenset({"read"}), None, False)
+            )
+        await until_known(platform, revoked.text)
+        url = f"{platform.http}/api/v1/live?channel=orders"
+        headers = {"Authorization": f"Bearer {shared.text}"}
+
+        async def fill() -> None:
+            """All the sessions of the key, one of each kind; then there is no place for another of any."""
+            async with (
+                platform.connected() as greeted,
+                platform.connected("/ws/dashboard", additional_headers=headers) as dashboard,
+                platform.session.get(url, headers=headers) as stream,
+            ):
+                await greeted.say(type="hello", token=shared.text)
+                await greeted.hear("welcome")
+                await dashboard.hear()
+                await stream.content.readuntil(b"\n\n")
+                for path in ("/ws", "/ws/dashboard"):
+                    async with platform.connected(path, additional_headers=headers) as talk:
+                        assert await talk.hear_close() == (4429, "too-many-sessions")
+                async with platform.session.get(url, headers=headers) as refused:
+                    assert (refused.status, refused.headers["Retry-After"]) == (429, "10")
+                other = {"X-API-Key": revoked.text}
+                async with platform.connected(additional_headers=other) as talk:
+                    await talk.hear("welcome")
+
+        await fill()
+        await until_no_key_is_in_use(platform)
+        await fill()
+        await until_no_key_is_in_use(platform)
+        other = {"X-API-Key": revoked.text}
+        async with (
+            platform.connected(additional_headers=other) as one,
+            platform.connected("/ws/dashboard", additional_headers=other) as two,
+        ):
+            await one.hear("welcome")
+            await two.hear()
+            await PostgresApiKeys(platform.pool).revoke_api_key(revoked.key_id)
+            assert [(await talk.hear_close())[0] for talk in (one, two)] == [1008, 1008]
+        await until_no_key_is_in_use(platform)
+
+
 async def test_connections_a_minute_are_bounded_however_short_they_are(
     database_url: str, valkey_url: str, redis_namespace: str
 ) -> None:
@@ -313,6 +363,12 @@ async def until_known(platform: Platform, token: str) -> None:
             async with platform.connected(additional_headers=headers) as talk:
                 if (await talk.hear())["type"] == "welcome":
                     return
+
+
+async def until_no_key_is_in_use(platform: Platform) -> None:
+    async with asyncio.timeout(WAIT_SECONDS):
+        while platform.fanout.hub.key_sessions._open:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 async def test_bad_frames_end_the_session_with_their_code(platform: Platform) -> None:

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from coffee_rt.errors import Overload, Rejected
+from coffee_rt.fanout.authority import KeySessions
+from coffee_rt.fanout.frames import encode
 from coffee_rt.fanout.hub import HubLimits
-from coffee_rt.fanout.session import SessionLimits
+from coffee_rt.fanout.session import Session, SessionLimits
 from coffee_rt.fanout.view_channel import ViewLimits
 from tests.builders import a_view, an_order
 from tests.fanout_world import HOUR, FakeSocket, Pod, TruthStore, VirtualClock, running_pod, settle
@@ -478,6 +480,54 @@ async def test_without_a_good_token_nothing_is_told(
         assert socket.closed is not None
         assert socket.closed[0] == code
         assert socket.take("welcome", "snapshot") == []
+
+
+async def test_sessions_of_a_key_are_bounded_however_they_show_it_and_end(
+    store: TruthStore, clock: VirtualClock
+) -> None:
+    limits: dict[str, Any] = {"needs_token": True, "key_sessions": KeySessions(2)}
+    valid = {"crt_seven", "crt_eight"}
+
+    def authorize(token: str | None) -> int:
+        if token not in valid:
+            raise Rejected("bad-api-key", "The API key is not valid.", status=401)
+        return 7
+
+    async with running_pod(store, clock, authorize=authorize, **limits) as pod:
+
+        def shown_at_once() -> tuple[Session, FakeSocket]:
+            socket = FakeSocket()
+            return pod.hub.open(socket, "test", "crt_seven"), socket
+
+        def greeted(token: str = "crt_seven") -> tuple[Session, FakeSocket]:
+            socket = FakeSocket()
+            session = pod.hub.open(socket, "test")
+            session.on_message(encode({"type": "hello", "token": token}))
+            return session, socket
+
+        first, second = shown_at_once()[0], greeted()[0]
+        for session, socket in (shown_at_once(), greeted()):
+            assert socket.closed == (4429, "too-many-sessions")
+            [error] = socket.take("error")
+            assert "(retry after 10 s)" in error["detail"]
+            session.on_closed()
+        assert greeted("crt_eight")[1].closed is None
+
+        first.on_closed()  # The client is gone.
+        first.on_closed()
+        third = greeted()[0]
+        assert greeted()[1].closed == (4429, "too-many-sessions")
+        second.on_message(b"no message")  # Closed by us.
+        fourth, socket = shown_at_once()
+        assert socket.closed is None
+
+        valid.remove("crt_seven")
+        pod.hub.recheck_keys()
+        assert (third.is_closed, fourth.is_closed) == (True, True)
+        valid.add("crt_seven")
+        for _ in range(2):
+            assert shown_at_once()[1].closed is None
+        assert greeted()[1].closed == (4429, "too-many-sessions")
 
 
 async def test_the_drain_tells_everybody_and_closes_bit_by_bit(

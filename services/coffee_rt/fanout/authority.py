@@ -1,11 +1,12 @@
-"""Who may read what live."""
+"""Who may read what live, and in how many sessions at once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from coffee_rt.domain.keys import ANYONE, Access, KeyRing
-from coffee_rt.errors import Retryable
+from coffee_rt.errors import Overload, Retryable
+from coffee_rt.fanout import metrics
 from coffee_rt.runtime.clock import Clock
 
 
@@ -36,3 +37,39 @@ class KeyAuthority:
             self._generation = self._ring.generation
             for on_change in self._listeners:
                 on_change()
+
+
+class KeySessions:
+    """Counts the open sessions of each API key: sockets, streams and dashboards of one process together. Each
+    `enter` that did not raise is followed by one `leave` with the same token. `per_key_max` 0: not counted,
+    as where keys are off.
+
+    By the key's whole text, as callers show it: it has been checked, so no two texts are one key.
+    """
+
+    def __init__(self, per_key_max: int = 0) -> None:
+        self._per_key_max = per_key_max
+        self._open: dict[str, int] = {}
+
+    def check(self, token: str | None) -> None:
+        """Raises Overload (429) when the key has as many as it may."""
+        if token is None or not self._per_key_max:
+            return
+        if self._open.get(token, 0) >= self._per_key_max:
+            metrics.refused.labels("key").inc()
+            raise Overload("too-many-sessions", "too many sessions of this API key", 10.0, 429)
+
+    def enter(self, token: str | None) -> None:
+        """Count a session in. Raises Overload (429)."""
+        self.check(token)
+        if token is not None and self._per_key_max:
+            self._open[token] = self._open.get(token, 0) + 1
+
+    def leave(self, token: str | None) -> None:
+        if token is None or not self._per_key_max:
+            return
+        left = self._open[token] - 1
+        if left:
+            self._open[token] = left
+        else:
+            del self._open[token]

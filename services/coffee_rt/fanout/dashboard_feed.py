@@ -7,7 +7,6 @@ Computed once for all sockets of a tenant, from the views (PostgreSQL), and only
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 from coffee_rt.domain.dashboard import (
@@ -24,7 +23,7 @@ from coffee_rt.fanout.allowance import Allowance
 from coffee_rt.fanout.contract import RecentOrderReader, ViewQueries
 from coffee_rt.fanout.frames import Frame, encode
 from coffee_rt.fanout.hub import Hub
-from coffee_rt.fanout.protocol import CLOSE_DRAIN, CLOSE_POLICY, CLOSE_TOO_MANY, CLOSE_TRY_LATER
+from coffee_rt.fanout.protocol import CLOSE_DRAIN, CLOSE_POLICY, CLOSE_TOO_MANY, close_code_of
 from coffee_rt.fanout.sockets import Socket
 from coffee_rt.runtime.clock import Clock
 from coffee_rt.store.view_contract import ViewQuery
@@ -81,7 +80,7 @@ class DashboardSession:
 
 
 class DashboardFeed:
-    """Owned by the wiring, which runs `run`. `authorize` names the tenant a token may read."""
+    """Owned by the wiring, which runs `run`. Whom the hub lets in may look."""
 
     def __init__(
         self,
@@ -89,14 +88,12 @@ class DashboardFeed:
         *,
         reader: ViewQueries,
         orders: RecentOrderReader,
-        authorize: Callable[[str | None], int],
         clock: Clock,
         decimals: int,
     ) -> None:
         self._hub = hub
         self._reader = reader
         self._orders = orders
-        self._authorize = authorize
         self._clock = clock
         self._decimals = decimals
         self._sessions: dict[int, dict[DashboardSession, None]] = {}
@@ -108,11 +105,11 @@ class DashboardFeed:
     def open(self, socket: Socket, token: str | None) -> DashboardSession:
         """A session for a new connection; it is sent the newest object at once, or as soon as there is one."""
         try:
-            tenant = self._authorize(token)
+            tenant = self._hub.enter(token)
         except CoffeeRtError as error:
             session = DashboardSession(self, socket, -1)
-            code = CLOSE_POLICY if isinstance(error, Rejected) else CLOSE_TRY_LATER
-            session.close(code, error.code if isinstance(error, Rejected | Overload) else "away")
+            reason = error.code if isinstance(error, Rejected | Overload) else "away"
+            session.close(close_code_of(error), reason)
             return session
         session = DashboardSession(self, socket, tenant, token)
         self._sessions.setdefault(tenant, {})[session] = None
@@ -126,6 +123,7 @@ class DashboardFeed:
         if session in sessions:
             del sessions[session]
             metrics.sessions.labels("dashboard").dec()
+            self._hub.key_sessions.leave(session.token)
             if not sessions:
                 del self._sessions[session.tenant]
                 self._newest.pop(session.tenant, None)
@@ -153,7 +151,7 @@ class DashboardFeed:
         if session.token is None:
             return
         try:
-            is_valid = self._authorize(session.token) == session.tenant
+            is_valid = self._hub.authorize(session.token) == session.tenant
         except Rejected:
             is_valid = False
         except CoffeeRtError:

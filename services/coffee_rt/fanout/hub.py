@@ -24,6 +24,7 @@ from coffee_rt.channels.messages import (
 )
 from coffee_rt.errors import Bug, CoffeeRtError, Retryable
 from coffee_rt.fanout import metrics
+from coffee_rt.fanout.authority import KeySessions
 from coffee_rt.fanout.beacons import (
     SILENCE_SECONDS,
     Heard,
@@ -93,11 +94,13 @@ class Hub:
         clock: Clock,
         decimals: int = 2,
         limits: HubLimits | None = None,
+        key_sessions: KeySessions | None = None,
         uniform: Callable[[float, float], float] = random.uniform,
         on_health: Callable[[bool, str], None] = lambda is_ready, detail: None,
     ) -> None:
         self.hub_limits = limits or HubLimits()
         self.authorize = authorize
+        self.key_sessions = key_sessions or KeySessions()
         self.is_draining = False
         self._messages = messages
         self._versions = versions
@@ -156,6 +159,11 @@ class Hub:
     def run_work(self, work: Coroutine[Any, Any, None]) -> None:
         self._start(work)
 
+    def enter(self, token: str | None) -> int:
+        tenant = self.authorize(token)
+        self.key_sessions.enter(token)
+        return tenant
+
     def welcome(self, session: Session) -> Frame:
         self._unknown.pop(session, None)
         return message(
@@ -169,6 +177,8 @@ class Hub:
         if session in self._sessions:
             del self._sessions[session]
             metrics.sessions.labels(session.kind).dec()
+            if session.tenant is not None:
+                self.key_sessions.leave(session.token)
         self._unknown.pop(session, None)
 
     # What adapters need.
@@ -188,7 +198,7 @@ class Hub:
             self._unknown[session] = None
             return session
         try:
-            session.admit(self.authorize(token), token)
+            session.admit(self.enter(token), token)
         except CoffeeRtError as error:
             session.fail(error)
         return session

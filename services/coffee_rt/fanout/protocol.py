@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from coffee_rt.domain.orders import DIMENSION_BYTES_MAX
-from coffee_rt.errors import Rejected
+from coffee_rt.errors import CoffeeRtError, Overload, Rejected
 
 SUBPROTOCOL = "coffee-rt.v1"
 TOKEN_SUBPROTOCOL = "bearer."
@@ -61,6 +61,14 @@ class Ping(msgspec.Struct, frozen=True, tag="ping"):
 ClientMessage = Hello | Subscribe | Unsubscribe | Ping
 
 _decode = msgspec.json.Decoder(ClientMessage).decode
+
+
+def close_code_of(error: CoffeeRtError) -> int:
+    """How a session ends that is refused for what looking at its token gave."""
+    if isinstance(error, Rejected):
+        return CLOSE_POLICY
+    is_limit = isinstance(error, Overload) and error.status == 429
+    return CLOSE_TOO_MANY if is_limit else CLOSE_TRY_LATER
 
 
 def parse_message(text: bytes) -> ClientMessage:

@@ -20,13 +20,12 @@ from coffee_rt.fanout.frames import Frame, message
 from coffee_rt.fanout.protocol import (
     CLOSE_BAD_MESSAGE,
     CLOSE_NO_TOKEN,
-    CLOSE_POLICY,
     CLOSE_TOO_MANY,
-    CLOSE_TRY_LATER,
     Hello,
     Ping,
     Subscribe,
     Unsubscribe,
+    close_code_of,
     parse_filter,
     parse_message,
 )
@@ -64,6 +63,9 @@ class SessionHost(Protocol):
 
     def authorize(self, token: str | None) -> int:
         """The tenant a token may read. Raises Rejected or Overload."""
+
+    def enter(self, token: str | None) -> int:
+        """The same for a session that is counted as one of its key's from now on, until it is forgotten."""
 
     def welcome(self, session: Session) -> Frame: ...
     def forget(self, session: Session) -> None: ...
@@ -109,7 +111,7 @@ class Session:
         )
 
     def admit(self, tenant: int, token: str | None = None) -> None:
-        """The session may read a tenant's data from now on; it is welcomed."""
+        """The session, which has entered, may read a tenant's data from now on; it is welcomed."""
         self.tenant = tenant
         self.token = token
         self.send(self._host.welcome(self))
@@ -247,17 +249,19 @@ class Session:
         if self.tenant is not None:
             return
         try:
-            self.admit(self._host.authorize(hello.token), hello.token)
+            self.admit(self._host.enter(hello.token), hello.token)
         except CoffeeRtError as error:
             self.fail(error)
 
     def fail(self, error: CoffeeRtError) -> None:
         """Refuse the session for what checking its token gave."""
         code = error.code if isinstance(error, Rejected | Overload) else "unavailable"
-        metrics.refused.labels("token").inc()
+        closing = close_code_of(error)
+        if closing != CLOSE_TOO_MANY:
+            # Else the limit has counted it, by its own name.
+            metrics.refused.labels("token").inc()
         self._tell(None, code, str(error))
-        is_theirs = isinstance(error, Rejected)
-        self.close(CLOSE_POLICY if is_theirs else CLOSE_TRY_LATER, code)
+        self.close(closing, code)
 
     def _subscribe(self, wish: Subscribe, tenant: int) -> None:
         try:

@@ -40,6 +40,12 @@ class FanoutSettings(ProcessSettings):
     sessions_per_address_max: int = own(
         2_000, ge=1, help="Open sessions of one client address; more are closed with 4429."
     )
+    sessions_per_key_max: int = own(
+        5_000,
+        ge=1,
+        help="Open sessions of one API key; more are closed with 4429. Half of all, so that no key takes "
+        "every place.",
+    )
     connects_per_minute: int = own(
         6_000,
         ge=0,

@@ -87,6 +87,7 @@ class LiveStreams:
         wish = self._wish(request)
         visitor = self._door.check(request.headers)
         self._hub.authorize(visitor.token)
+        self._hub.key_sessions.check(visitor.token)
         peer = request.client.host if request.client else ""
         return StreamingResponse(
             self._stream(wish, visitor, peer), media_type="text/event-stream", headers=HEADERS

@@ -13,7 +13,7 @@ from coffee_rt.callers.rate import RateLimiter
 from coffee_rt.channels.redis import RedisChannels
 from coffee_rt.domain.keys import KeyRing
 from coffee_rt.fanout.app import build_app
-from coffee_rt.fanout.authority import KeyAuthority, allow_anyone
+from coffee_rt.fanout.authority import KeyAuthority, KeySessions, allow_anyone
 from coffee_rt.fanout.dashboard_feed import DashboardFeed
 from coffee_rt.fanout.door import Door
 from coffee_rt.fanout.guarded import OPEN_SECONDS, GuardedStore
@@ -123,13 +123,13 @@ async def wired(settings: FanoutSettings, lifecycle: Lifecycle) -> AsyncIterator
         clock=clock,
         decimals=settings.currency_decimals,
         limits=_hub_limits(settings),
+        key_sessions=KeySessions(0 if authority is None else settings.sessions_per_key_max),
         on_health=lambda is_ready, detail: lifecycle.health.set("views", is_ready, detail),
     )
     dashboard = DashboardFeed(
         hub,
         reader=store,
         orders=store,
-        authorize=authorize,
         clock=clock,
         decimals=settings.currency_decimals,
     )
