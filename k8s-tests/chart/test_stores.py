@@ -103,6 +103,27 @@ def test_what_would_lose_orders_or_not_work_is_refused(value: str, words: str) -
     assert words in refused(value)
 
 
+@pytest.mark.parametrize(
+    ("secret", "setting"),
+    [
+        ("redisClientSecret", "settings.redis.certificateFile"),
+        ("redisClientSecret", "settings.redis.keyFile"),
+        ("redisClientSecret", "settings.extra.COFFEE_RT_REDIS_CERTIFICATE_FILE"),
+        ("redisCaSecret", "settings.extra.COFFEE_RT_REDIS_CA_FILE"),
+        ("databaseClientSecret", "settings.extra.COFFEE_RT_DATABASE_KEY_FILE"),
+        ("databaseCaSecret", "settings.extra.COFFEE_RT_DATABASE_CA_FILE"),
+    ],
+)
+def test_a_certificate_named_twice_is_refused_with_what_to_do(secret: str, setting: str) -> None:
+    authority = "tls.databaseCaSecret=authority"
+    words = refused(authority, f"tls.{secret}=ours", f"{setting}=/etc/own/file.pem")
+    assert f"tls.{secret} and {setting} both say which file it is. Remove {setting}" in words
+    assert f"Or leave tls.{secret} empty" in words
+    render(authority, f"tls.{secret}=ours", f"{setting}=")
+    if secret != "databaseCaSecret":
+        render(f"{setting}=/etc/own/file.pem")
+
+
 def test_more_servers_than_streams_are_refused() -> None:
     words = refused("valkey.mode=cluster", "valkey.cluster.primaries=5")
     assert "valkey.cluster.primaries is 5, and there are 4 streams" in words

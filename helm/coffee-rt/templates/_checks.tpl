@@ -8,6 +8,7 @@ Each fails with its numbers, so that whoever reads it knows which value to chang
 {{- include "coffee-rt.checks.connections" . -}}
 {{- include "coffee-rt.checks.memory" . -}}
 {{- include "coffee-rt.checks.routes" . -}}
+{{- include "coffee-rt.checks.certificates" . -}}
 {{- end }}
 
 {{/* The processes with autoscaling, as values key -> component. */}}
@@ -92,10 +93,32 @@ memoryRatioSlow of the memory on, new orders are refused. */}}
 {{- if and .Values.gateway.enabled (not .Values.gateway.parentRefs) -}}
 {{- fail "gateway.enabled needs gateway.parentRefs: the Gateway that the route is attached to" -}}
 {{- end -}}
+{{- if and .Values.tls.enabled (not .Values.tls.secretName) -}}
+{{- fail "tls.enabled needs tls.secretName: the Secret with the certificate of ingress.host" -}}
+{{- end -}}
+{{- end }}
+
+{{/* Each certificate comes from one place: a Secret, whose files the chart mounts and names, or a setting that names a
+file. With both, the Secret's path would win without a word. */}}
+{{- define "coffee-rt.checks.certificates" -}}
 {{- if and .Values.tls.databaseClientSecret (not .Values.tls.databaseCaSecret) -}}
 {{- fail "tls.databaseClientSecret needs tls.databaseCaSecret: whom our certificate is shown to must be checked" -}}
 {{- end -}}
-{{- if and .Values.tls.enabled (not .Values.tls.secretName) -}}
-{{- fail "tls.enabled needs tls.secretName: the Secret with the certificate of ingress.host" -}}
+{{- $extra := .Values.settings.extra | default dict -}}
+{{- range $store := list "redis" "database" -}}
+{{- $settings := index $.Values.settings $store | default dict -}}
+{{- range $suffix, $files := dict "CaSecret" (list "caFile") "ClientSecret" (list "certificateFile" "keyFile") -}}
+{{- $secret := print $store $suffix -}}
+{{- if index $.Values.tls $secret -}}
+{{- range $file := $files -}}
+{{- $variable := printf "COFFEE_RT_%s_%s" $store (snakecase $file) | upper -}}
+{{- $named := ternary (print "settings." $store "." $file) "" (not (empty (get $settings $file))) -}}
+{{- $named = ternary (print "settings.extra." $variable) $named (not (empty (get $extra $variable))) -}}
+{{- if $named -}}
+{{- fail (printf "tls.%s and %s both say which file it is. Remove %s: the chart mounts the Secret's files and names them to every process. Or leave tls.%s empty, and mount a file of your own where every process finds it (extraVolumes)." $secret $named $named $secret) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 {{- end }}
