@@ -15,14 +15,9 @@ from pathlib import Path
 
 from coffee_rt.embedded.migrate import MigrateSettings
 from coffee_rt.embedded.tables import PROCESSES, settings_class
+from coffee_rt.runtime.environment import Setting, describe
 from coffee_rt.runtime.metrics import Metric, catalogue
-from coffee_rt.runtime.settings import (
-    DatabaseSettings,
-    ProcessSettings,
-    RedisSettings,
-    Setting,
-    describe,
-)
+from coffee_rt.runtime.settings import DatabaseSettings, ProcessSettings, RedisSettings
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

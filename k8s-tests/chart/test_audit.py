@@ -6,7 +6,7 @@ import pytest
 from rendering import CI_FILES, Chart, Object, Rendered
 
 from coffee_rt.embedded.reach import ToolSettings
-from coffee_rt.runtime.settings import load
+from coffee_rt.runtime.environment import load
 
 ADDRESSES = {
     "COFFEE_RT_REDIS_URL": "redis://valkey:6379/0",

@@ -10,7 +10,7 @@ from chart_documents import PROCESSES as WITH_SETTINGS
 from chart_documents import camel_case, settings_class
 from rendering import CI_FILES, PROCESSES, Chart, Rendered, component_of, name_of, selects
 
-from coffee_rt.runtime.settings import describe, load
+from coffee_rt.runtime.environment import describe, load
 
 ADDRESSES = {
     "COFFEE_RT_REDIS_URL": "redis://valkey:6379/0",

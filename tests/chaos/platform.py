@@ -27,7 +27,8 @@ from coffee_rt.embedded.keys import KeyRequest, add_key
 from coffee_rt.embedded.launch import signal_group, spawn
 from coffee_rt.embedded.server_process import Server, tail
 from coffee_rt.embedded.servers import EmbeddedPostgres
-from coffee_rt.runtime.settings import DatabaseSettings, environment
+from coffee_rt.runtime.environment import environment
+from coffee_rt.runtime.settings import DatabaseSettings
 from coffee_rt.store.migrations import migrate
 from tests.chaos.part import Part, port_of
 from tests.chaos.postgres import ChaosPostgres

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from coffee_rt.runtime.settings import environment
+from coffee_rt.runtime.environment import environment
 from tests.chaos.notes import Job, Notes, read_notes
 
 ROOT = Path(__file__).parents[2]

@@ -16,7 +16,7 @@ from coffee_rt.domain.ids import format_id
 from coffee_rt.domain.keys import MintedKey, mint_key
 from coffee_rt.domain.orders import Order
 from coffee_rt.domain.wire import encode_record
-from coffee_rt.runtime.settings import environment
+from coffee_rt.runtime.environment import environment
 from coffee_rt.store.contract import ApiKey, DeadRecord
 from coffee_rt.store.keeper import PostgresKeeper
 from coffee_rt.store.keys import PostgresApiKeys

@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from coffee_rt.errors import Retryable
-from coffee_rt.runtime.settings import DatabaseSettings, SettingsError, load, to_environ
+from coffee_rt.runtime.environment import load, to_environ
+from coffee_rt.runtime.settings import DatabaseSettings, SettingsError
 from coffee_rt.store.inspect import inspect_database
 from coffee_rt.store.migrations import migrate
 from coffee_rt.store.pool import create_pool

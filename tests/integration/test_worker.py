@@ -19,8 +19,9 @@ import redis.asyncio as redis
 
 from coffee_rt.domain.orders import Order
 from coffee_rt.domain.wire import encode_record
+from coffee_rt.runtime.environment import environment, to_environ
 from coffee_rt.runtime.lifecycle import Lifecycle
-from coffee_rt.runtime.settings import DatabaseSettings, RedisSettings, environment, to_environ
+from coffee_rt.runtime.settings import DatabaseSettings, RedisSettings
 from coffee_rt.store.definitions import load_definitions
 from coffee_rt.store.migrations import migrate
 from coffee_rt.store.pool import create_pool

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from coffee_rt.domain.keys import MintedKey, mint_key
-from coffee_rt.runtime.settings import DatabaseSettings, environment
+from coffee_rt.runtime.environment import environment
+from coffee_rt.runtime.settings import DatabaseSettings
 from coffee_rt.store.contract import ApiKey
 from coffee_rt.store.keys import PostgresApiKeys
 from tests.integration.order_api_process import running_order_api

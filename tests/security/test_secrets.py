@@ -19,7 +19,8 @@ from coffee_rt.embedded.migrate import MigrateSettings
 from coffee_rt.embedded.server_process import free_port
 from coffee_rt.fanout.door import Visitor
 from coffee_rt.fanout.protocol import SUBPROTOCOL, TOKEN_SUBPROTOCOL
-from coffee_rt.runtime.settings import SettingsError, load, masked
+from coffee_rt.runtime.environment import load, masked
+from coffee_rt.runtime.settings import SettingsError
 from tests.integration.order_api_process import ORDER
 from tests.security.leaks import PROCESSES, Started, started, told, until_answered, until_written
 from tests.security.test_key_matrix import add_key

@@ -29,7 +29,7 @@ from coffee_rt.embedded.plan import (
 from coffee_rt.embedded.proxy import Upstreams, caddy_command, plan_configuration
 from coffee_rt.embedded.server_process import ServerProblem, free_port
 from coffee_rt.embedded.tables import settings_class
-from coffee_rt.runtime.settings import load
+from coffee_rt.runtime.environment import load
 
 OPTIONS = UpOptions(Path("data"))
 

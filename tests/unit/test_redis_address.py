@@ -9,14 +9,9 @@ import pytest
 from coffee_rt.redis_nodes.connections import Node
 from coffee_rt.redis_nodes.nodes import node_of
 from coffee_rt.runtime.addresses import mask_credentials
+from coffee_rt.runtime.environment import load, masked
 from coffee_rt.runtime.redis_address import parse_redis_address
-from coffee_rt.runtime.settings import (
-    ProcessSettings,
-    RedisSettings,
-    SettingsError,
-    load,
-    masked,
-)
+from coffee_rt.runtime.settings import ProcessSettings, RedisSettings, SettingsError
 
 SECRET = "s3cret"
 SENTINEL = f"redis+sentinel://till:{SECRET}@a:26380,b,[::1]:5/coffee/2?sentinel_password=other"

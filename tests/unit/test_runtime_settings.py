@@ -12,17 +12,14 @@ from coffee_rt.fanout.settings import FanoutSettings
 from coffee_rt.order_api.settings import OrderApiSettings
 from coffee_rt.query_api.settings import QueryApiSettings
 from coffee_rt.runtime.addresses import mask_credentials
+from coffee_rt.runtime.environment import describe, load, masked, to_environ
 from coffee_rt.runtime.settings import (
     DatabaseSettings,
     ProcessSettings,
     RedisSettings,
     SettingsError,
-    describe,
-    load,
-    masked,
     own,
     shared,
-    to_environ,
 )
 
 SOURCE = Path(__file__).parents[2] / "services" / "coffee_rt"
@@ -141,7 +138,7 @@ def test_environment_is_read_in_one_module_only() -> None:
         for path in SOURCE.rglob("*.py")
         if reading.search(path.read_text())
     }
-    assert readers == {"runtime/settings.py"}
+    assert readers == {"runtime/environment.py"}
 
 
 @pytest.mark.parametrize("cls", [OrderApiSettings, QueryApiSettings, FanoutSettings])

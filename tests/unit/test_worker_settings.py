@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from coffee_rt.runtime.settings import describe, load
+from coffee_rt.runtime.environment import describe, load
 from coffee_rt.worker.parts import WorkerLimits
 from coffee_rt.worker.settings import WorkerSettings
 from coffee_rt.worker.wiring import limits_of

@@ -7,7 +7,7 @@ from contextlib import suppress
 from coffee_rt.aggregator.settings import AggregatorSettings
 from coffee_rt.aggregator.wiring import wired
 from coffee_rt.errors import Retryable
-from coffee_rt.runtime import lifecycle, settings
+from coffee_rt.runtime import environment, lifecycle
 from coffee_rt.runtime.health import health_app
 from coffee_rt.runtime.lifecycle import Lifecycle, serve_http
 
@@ -26,4 +26,4 @@ async def main(process: Lifecycle, configuration: AggregatorSettings) -> None:
 
 def run() -> int:
     """Exit code of the process. Raises SettingsError."""
-    return lifecycle.run("aggregator", main, settings.load(AggregatorSettings))
+    return lifecycle.run("aggregator", main, environment.load(AggregatorSettings))

@@ -23,7 +23,8 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import BaseModel, Field
 
-from coffee_rt.runtime.settings import DatabaseSettings, ProcessSettings, RedisSettings, load
+from coffee_rt.runtime.environment import load
+from coffee_rt.runtime.settings import DatabaseSettings, ProcessSettings, RedisSettings
 
 STREAM = "baseline"
 Sender = Callable[[dict[str, Any]], Awaitable[None]]

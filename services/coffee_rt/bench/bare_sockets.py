@@ -21,8 +21,9 @@ from picows import (
     ws_create_server,
 )
 
+from coffee_rt.runtime.environment import load
 from coffee_rt.runtime.files import ensure_open_files
-from coffee_rt.runtime.settings import ProcessSettings, load
+from coffee_rt.runtime.settings import ProcessSettings
 
 PAYLOAD_BYTES = 440
 

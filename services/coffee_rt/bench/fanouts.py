@@ -26,7 +26,7 @@ from coffee_rt.bench.workers import NAMESPACE, prepare_store
 from coffee_rt.channels.messages import ViewChange, encode
 from coffee_rt.channels.redis import RedisChannels
 from coffee_rt.embedded.server_process import free_port
-from coffee_rt.runtime.settings import environment
+from coffee_rt.runtime.environment import environment
 from coffee_rt.store.view_catalogue import PostgresViewCatalogue
 
 VIEW = "hourly"

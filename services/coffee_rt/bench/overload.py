@@ -21,7 +21,7 @@ from coffee_rt.bench.load import Job
 from coffee_rt.bench.posts import CONNECTIONS, JSON, PATH, Progress, bodies
 from coffee_rt.bench.results import Figure, percentile, with_ratio
 from coffee_rt.bench.stack import Child, Stack, run_load
-from coffee_rt.runtime.settings import environment
+from coffee_rt.runtime.environment import environment
 
 MULTIPLES = (2, 5, 10)
 BATCH_RECORDS = 100

@@ -27,7 +27,7 @@ from coffee_rt.bench.load import Job, Outcome
 from coffee_rt.embedded.launch import signal_group, spawn
 from coffee_rt.embedded.server_process import LAPTOP, free_port, tail
 from coffee_rt.embedded.servers import EmbeddedPostgres, EmbeddedValkey
-from coffee_rt.runtime.settings import environment
+from coffee_rt.runtime.environment import environment
 
 READY_SECONDS_MAX = 60.0
 

@@ -19,7 +19,7 @@ from coffee_rt.bench.workers import prepare_store
 from coffee_rt.embedded.launch import signal_group, spawn
 from coffee_rt.embedded.server_process import LAPTOP, tail
 from coffee_rt.embedded.servers import EmbeddedPostgres
-from coffee_rt.runtime.settings import environment
+from coffee_rt.runtime.environment import environment
 
 ROUNDS = 3
 READY_SECONDS_MAX = 120.0

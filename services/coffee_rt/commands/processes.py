@@ -15,7 +15,7 @@ commands = typer.Typer()
 def _add_process(name: str, help: str) -> None:  # noqa: A002
     def run_process() -> None:
         from coffee_rt.embedded.tables import settings_class
-        from coffee_rt.runtime.settings import load
+        from coffee_rt.runtime.environment import load
 
         run = import_module(f"coffee_rt.{name.replace('-', '_')}.main").run
         # An entry takes its settings, or loads them itself.

@@ -25,8 +25,9 @@ from coffee_rt.embedded.tables import settings_class
 from coffee_rt.errors import CoffeeRtError
 from coffee_rt.redis_nodes.nodes import RedisNodes
 from coffee_rt.runtime.addresses import mask_credentials
+from coffee_rt.runtime.environment import environment, load
 from coffee_rt.runtime.redis_address import Mode
-from coffee_rt.runtime.settings import RedisSettings, environment, load
+from coffee_rt.runtime.settings import RedisSettings
 from coffee_rt.store.inspect import inspect_database
 
 _CONFIG = (

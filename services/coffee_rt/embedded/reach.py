@@ -14,13 +14,8 @@ from pydantic import Field
 
 from coffee_rt.embedded.directory import running_environment
 from coffee_rt.embedded.server_process import ServerProblem
-from coffee_rt.runtime.settings import (
-    DatabaseSettings,
-    ProcessSettings,
-    RedisSettings,
-    environment,
-    load,
-)
+from coffee_rt.runtime.environment import environment, load
+from coffee_rt.runtime.settings import DatabaseSettings, ProcessSettings, RedisSettings
 
 DEFAULT_DATA_DIR = Path("data")
 DEFAULT_ADDRESS = "http://127.0.0.1:8080"

@@ -10,7 +10,8 @@ from rich.table import Table
 
 from coffee_rt.embedded import plan
 from coffee_rt.embedded.server_process import ServerProblem
-from coffee_rt.runtime.settings import ProcessSettings, describe
+from coffee_rt.runtime.environment import describe
+from coffee_rt.runtime.settings import ProcessSettings
 
 if TYPE_CHECKING:
     from coffee_rt.store.contract import ApiKey

@@ -222,7 +222,8 @@ class House:
 
         from coffee_rt.embedded.doctor import ask_redis
         from coffee_rt.embedded.reach import ToolSettings
-        from coffee_rt.runtime.settings import SettingsError, load
+        from coffee_rt.runtime.environment import load
+        from coffee_rt.runtime.settings import SettingsError
 
         try:
             settings = load(ToolSettings, _inherited_environ() | {"COFFEE_RT_REDIS_URL": url})
@@ -272,6 +273,6 @@ async def _all(work: Iterator[Awaitable[None]]) -> None:
 def _inherited_environ() -> dict[str, str]:
     """Our own environment, with what the person set for single processes (COFFEE_RT_WORKER_...)."""
     # Here, not above: this import costs 0.3 s, which the servers' start hides.
-    from coffee_rt.runtime.settings import environment
+    from coffee_rt.runtime.environment import environment
 
     return environment()

@@ -6,7 +6,7 @@ import asyncio
 
 from coffee_rt.fanout.settings import FanoutSettings
 from coffee_rt.fanout.wiring import Fanout, wired
-from coffee_rt.runtime import lifecycle, settings
+from coffee_rt.runtime import environment, lifecycle
 from coffee_rt.runtime.lifecycle import Lifecycle, serve_http
 
 
@@ -27,4 +27,4 @@ async def _drain(process: Lifecycle, fanout: Fanout) -> None:
 
 def run() -> int:
     """Exit code of the process. Raises SettingsError."""
-    return lifecycle.run("fanout", main, settings.load(FanoutSettings))
+    return lifecycle.run("fanout", main, environment.load(FanoutSettings))

@@ -13,9 +13,9 @@ from coffee_rt.operator.settings import OperatorSettings
 from coffee_rt.operator.wiring import Operator, make_tender, wired
 from coffee_rt.runtime import lifecycle as runtime
 from coffee_rt.runtime.breaker import backoff_seconds
+from coffee_rt.runtime.environment import load
 from coffee_rt.runtime.health import health_app
 from coffee_rt.runtime.lifecycle import Lifecycle, serve_http
-from coffee_rt.runtime.settings import load
 
 REGISTRARS = (pipeline_handlers.register, object_handlers.register)
 WATCHED_SECONDS_MIN = 60.0

@@ -8,9 +8,9 @@ from coffee_rt.order_api.http_protocol import order_api_protocol
 from coffee_rt.order_api.settings import OrderApiSettings
 from coffee_rt.order_api.wiring import open_order_api
 from coffee_rt.runtime import lifecycle as runtime
+from coffee_rt.runtime.environment import load
 from coffee_rt.runtime.http import http_limits
 from coffee_rt.runtime.lifecycle import Lifecycle, serve_http
-from coffee_rt.runtime.settings import load
 
 GARBAGE_OBJECTS = 20_000
 """New objects between two looks for cycles: some hundred requests."""

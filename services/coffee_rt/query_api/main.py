@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from coffee_rt.query_api.settings import QueryApiSettings
 from coffee_rt.query_api.wiring import wired
-from coffee_rt.runtime import lifecycle, settings
+from coffee_rt.runtime import environment, lifecycle
 from coffee_rt.runtime.lifecycle import Lifecycle, serve_http
 
 
@@ -16,4 +16,4 @@ async def main(process: Lifecycle, configuration: QueryApiSettings) -> None:
 
 def run() -> int:
     """Exit code of the process. Raises SettingsError."""
-    return lifecycle.run("query-api", main, settings.load(QueryApiSettings))
+    return lifecycle.run("query-api", main, environment.load(QueryApiSettings))

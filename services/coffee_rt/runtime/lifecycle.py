@@ -18,10 +18,11 @@ import uvloop
 
 from coffee_rt.runtime import logs, tracing
 from coffee_rt.runtime.clock import Clock, SystemClock
+from coffee_rt.runtime.environment import masked
 from coffee_rt.runtime.files import ensure_open_files
 from coffee_rt.runtime.health import Health
 from coffee_rt.runtime.http import serve_http as serve_http
-from coffee_rt.runtime.settings import ProcessSettings, SettingsError, masked
+from coffee_rt.runtime.settings import ProcessSettings, SettingsError
 
 S = TypeVar("S", bound=ProcessSettings)
 T = TypeVar("T")

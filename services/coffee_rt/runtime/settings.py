@@ -1,41 +1,28 @@
-"""Settings of every process: environment variables in, one frozen object out.
+"""Settings that all processes share: one frozen object, of variables that `runtime.environment` reads.
 
-`load` is the only reader of the environment in the product. A settings object made directly has its
-defaults and what it was given, nothing from outside. Names: COFFEE_RT_<FIELD> for what all processes share,
-COFFEE_RT_<PROCESS>_<FIELD> for a process's own fields, COFFEE_RT_REDIS_<FIELD> and COFFEE_RT_DATABASE_<FIELD>
-for the servers. A COFFEE_RT_ name nobody knows is refused: a misspelt setting must not pass as its default.
+An object made directly has its defaults and what it was given, nothing from outside. Names: COFFEE_RT_<FIELD>
+for what all processes share, COFFEE_RT_<PROCESS>_<FIELD> for a process's own fields, COFFEE_RT_REDIS_<FIELD>
+and COFFEE_RT_DATABASE_<FIELD> for the servers.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import socket
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, get_origin
+from typing import Any, ClassVar, Literal
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
-from pydantic.fields import FieldInfo
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from coffee_rt.runtime.addresses import check_database_address, mask_secret
+from coffee_rt.runtime.addresses import check_database_address
 from coffee_rt.runtime.redis_address import RedisAddress, parse_redis_address
 
 PREFIX = "COFFEE_RT_"
-PROCESSES = ("ORDER_API", "WORKER", "AGGREGATOR", "FANOUT", "QUERY_API", "OPERATOR")
-"""Their prefixed names are ignored by the others, so that one environment can serve all."""
-
-_FOREIGN_PREFIXES = tuple(f"{PREFIX}{name}_" for name in (*PROCESSES, "UP", "BENCH", "TEST"))
-# What Kubernetes puts into a pod for each service of its namespace (a service may be called coffee-rt-...).
-_SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)\Z|_PORT(_\d+_(TCP|UDP)\w*)?\Z")
 
 FAILOVER_BREAKER_SECONDS = 2.0
 """How long a log that fails over is left alone at most: its next server is there within seconds."""
-
 
 OPEN_FILES_BESIDE = 256
 """What a process opens beside the connections of its clients: servers' connections, files, libraries."""
@@ -57,8 +44,8 @@ def own(default: Any, *, help: str, **bounds: Any) -> Any:  # noqa: A002
     return Field(default, description=help, json_schema_extra={"own": True}, **bounds)
 
 
-class _Settings(BaseSettings):
-    """Frozen, refuses unknown fields, and takes values only from its constructor (see `load`)."""
+class Settings(BaseSettings):
+    """Frozen, refuses unknown fields, and takes values only from its constructor."""
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix=PREFIX)
 
@@ -74,7 +61,7 @@ class _Settings(BaseSettings):
         return (init_settings,)
 
 
-class RedisSettings(_Settings):
+class RedisSettings(Settings):
     """The Redis or Valkey server that holds the log and carries live updates."""
 
     model_config = SettingsConfigDict(env_prefix="COFFEE_RT_REDIS_")
@@ -139,7 +126,7 @@ class RedisSettings(_Settings):
         return min(configured, FAILOVER_BREAKER_SECONDS) if fails_over else configured
 
 
-class DatabaseSettings(_Settings):
+class DatabaseSettings(Settings):
     """The PostgreSQL that holds orders and views."""
 
     model_config = SettingsConfigDict(env_prefix="COFFEE_RT_DATABASE_")
@@ -226,7 +213,7 @@ class DatabaseSettings(_Settings):
         return urlunsplit(parts._replace(query=urlencode(query)))
 
 
-class ProcessSettings(_Settings):
+class ProcessSettings(Settings):
     """What every process has. A process's class adds `own` fields and the servers it speaks to."""
 
     process: ClassVar[str] = ""
@@ -303,155 +290,3 @@ class ProcessSettings(_Settings):
     def hosts(self) -> tuple[str, ...]:
         """The addresses this process listens on for callers with API keys."""
         return ()
-
-
-S = TypeVar("S", bound=_Settings)
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One setting as documentation and --help show it."""
-
-    name: str
-    default: str
-    help: str
-    is_secret: bool
-    field: str
-
-
-def describe(cls: type[_Settings]) -> list[Setting]:
-    """All settings of a class, the servers' included, in the order of declaration."""
-    return [
-        Setting(
-            name=name,
-            default=_text(info.get_default(call_default_factory=False)),
-            help=info.description or "",
-            is_secret=not info.repr,
-            field=".".join(path),
-        )
-        for name, path, info in _fields(cls)
-    ]
-
-
-def load(cls: type[S], environ: Mapping[str, str] | None = None) -> S:
-    """Settings from the environment (or a mapping). Raises SettingsError, a sentence per bad variable."""
-    environ = os.environ if environ is None else environ
-    problems = _unknown_names(cls, environ)
-    values: dict[str, Any] = {}
-    names: dict[tuple[str, ...], str] = {}
-    for name, path, info in _fields(cls):
-        names[path] = name
-        if name in environ:
-            node = values
-            for part in path[:-1]:
-                node = node.setdefault(part, {})
-            node[path[-1]] = _split(info, environ[name])
-    try:
-        settings = cls(**values)
-    except ValidationError as error:
-        problems.extend(_explain(error, names, cls))
-    if problems:
-        raise SettingsError("\n".join(problems))
-    return settings
-
-
-def masked(settings: _Settings) -> dict[str, str]:
-    """Every setting by its variable's name, credentials hidden: what a process prints at its start."""
-    shown = {}
-    for name, path, info in _fields(type(settings)):
-        value: Any = settings
-        for part in path:
-            value = getattr(value, part)
-        text = _text(value)
-        shown[name] = text if info.repr else mask_secret(text)
-    return shown
-
-
-def to_environ(settings: _Settings) -> dict[str, str]:
-    """The environment that loads equal settings: what a parent process gives its children."""
-    environ = {}
-    for name, path, _info in _fields(type(settings)):
-        value: Any = settings
-        for part in path:
-            value = getattr(value, part)
-        if value is not None:
-            environ[name] = _text(value)
-    return environ
-
-
-def environment() -> dict[str, str]:
-    """A copy of this process's environment, for starting others with."""
-    return dict(os.environ)
-
-
-def replace_environment(environ: Mapping[str, str]) -> None:
-    """Make this the whole environment of this process: for a fork that becomes another process."""
-    os.environ.clear()
-    os.environ.update(environ)
-
-
-def _fields(
-    cls: type[_Settings], path: tuple[str, ...] = ()
-) -> Iterator[tuple[str, tuple[str, ...], FieldInfo]]:
-    prefix = str(cls.model_config.get("env_prefix", PREFIX))
-    process = str(getattr(cls, "process", "")).upper().replace("-", "_")
-    for field, info in cls.model_fields.items():
-        if isinstance(info.annotation, type) and issubclass(info.annotation, _Settings):
-            yield from _fields(info.annotation, (*path, field))
-            continue
-        is_own = isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("own")
-        infix = f"{process}_" if is_own else ""
-        yield f"{prefix}{infix}{field.upper()}", (*path, field), info
-
-
-def _unknown_names(cls: type[_Settings], environ: Mapping[str, str]) -> list[str]:
-    known = {name for name, _path, _info in _fields(cls)}
-    for other in (ProcessSettings, RedisSettings, DatabaseSettings):
-        known.update(name for name, _path, _info in _fields(other))
-    process = str(getattr(cls, "process", "")).upper().replace("-", "_")
-    mine = f"{PREFIX}{process}_" if process else None
-    problems = []
-    for name in sorted(environ):
-        if not name.startswith(PREFIX) or name in known or _SERVICE_LINK.search(name):
-            continue
-        if name.startswith(_FOREIGN_PREFIXES) and not (mine and name.startswith(mine)):
-            continue
-        close = get_close_matches(name, known, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        problems.append(f"{name} is not a setting{hint}")
-    return problems
-
-
-def _explain(
-    error: ValidationError, names: dict[tuple[str, ...], str], cls: type[_Settings]
-) -> Iterator[str]:
-    secret = {name for name, _path, info in _fields(cls) if not info.repr}
-    for problem in error.errors():
-        place = tuple(str(part) for part in problem["loc"])
-        name = next(
-            (names[place[:end]] for end in range(len(place), 0, -1) if place[:end] in names),
-            ".".join(place) or "settings",
-        )
-        message = problem["msg"].removeprefix("Value error, ")
-        message = message[:1].lower() + message[1:]
-        given = "" if name in secret or not place else f" (it is {problem['input']!r})"
-        yield f"{name}: {message}{given}"
-
-
-def _split(info: FieldInfo, text: str) -> Any:
-    """Lists are written with commas; an empty text is no value for an optional field."""
-    if get_origin(info.annotation) in (tuple, list, frozenset):
-        return [part.strip() for part in text.split(",") if part.strip()]
-    if text == "" and info.default is None:
-        return None
-    return text
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, (tuple, list, frozenset)):
-        return ",".join(map(str, value))
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value) if not isinstance(value, Path) else value.as_posix()

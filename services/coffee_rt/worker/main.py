@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from coffee_rt.errors import Rejected
 from coffee_rt.runtime import lifecycle as runtime
+from coffee_rt.runtime.environment import load
 from coffee_rt.runtime.health import health_app
 from coffee_rt.runtime.lifecycle import Lifecycle, serve_http
-from coffee_rt.runtime.settings import SettingsError, load
+from coffee_rt.runtime.settings import SettingsError
 from coffee_rt.worker.pipeline import Worker
 from coffee_rt.worker.settings import WorkerSettings
 from coffee_rt.worker.wiring import build_worker, tune_interpreter
