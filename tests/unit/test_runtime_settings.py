@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import pytest
 
+from coffee_rt.callers.settings import CallerSettings
 from coffee_rt.fanout.settings import FanoutSettings
 from coffee_rt.order_api.settings import OrderApiSettings
 from coffee_rt.query_api.settings import QueryApiSettings
@@ -23,6 +24,7 @@ from coffee_rt.runtime.settings import (
 )
 
 SOURCE = Path(__file__).parents[2] / "services" / "coffee_rt"
+DOORS = [OrderApiSettings, QueryApiSettings, FanoutSettings]
 
 
 class TillSettings(ProcessSettings):
@@ -141,12 +143,38 @@ def test_environment_is_read_in_one_module_only() -> None:
     assert readers == {"runtime/environment.py"}
 
 
-@pytest.mark.parametrize("cls", [OrderApiSettings, QueryApiSettings, FanoutSettings])
+@pytest.mark.parametrize("cls", DOORS)
 def test_open_doors_are_refused_beyond_loopback(cls: type[ProcessSettings]) -> None:
     assert cls(auth="off", http_host="127.0.0.1")
     assert cls(auth="required", http_host="0.0.0.0")
     with pytest.raises(SettingsError, match="loopback"):
         cls(auth="off", http_host="0.0.0.0")
+
+
+@pytest.mark.parametrize("cls", DOORS)
+@pytest.mark.parametrize("text", ["everybody", "10.0.0.0/33", "10.1.2.3/8"])
+def test_a_proxy_that_is_no_network_is_refused_by_its_variables_name(
+    cls: type[CallerSettings], text: str
+) -> None:
+    name = variable(cls, "TRUSTED_PROXIES")
+    with pytest.raises(SettingsError, match=rf"\A{name}: .*{text}"):
+        load(cls, {name: f"127.0.0.1,{text}"})
+    networks = load(cls, {name: "192.0.2.7, 2001:db8::/32"}).proxy_networks
+    assert [str(network) for network in networks] == ["192.0.2.7/32", "2001:db8::/32"]
+
+
+@pytest.mark.parametrize("cls", DOORS)
+def test_keys_that_would_be_too_old_between_two_loads_are_refused(
+    cls: type[CallerSettings],
+) -> None:
+    refresh, age = variable(cls, "KEYS_REFRESH_SECONDS"), variable(cls, "KEYS_AGE_SECONDS_MAX")
+    with pytest.raises(SettingsError, match=rf"\A{age} is 60, below {refresh} \(61\)"):
+        load(cls, {refresh: "61", age: "60"})
+    assert load(cls, {refresh: "60", age: "60"}).keys_age_seconds_max == 60
+
+
+def variable(cls: type[ProcessSettings], field: str) -> str:
+    return f"COFFEE_RT_{cls.process.upper().replace('-', '_')}_{field}"
 
 
 def test_the_socket_address_counts_as_a_door() -> None:

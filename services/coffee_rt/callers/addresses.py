@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from ipaddress import (
     IPv4Address,
     IPv4Network,
@@ -13,6 +13,11 @@ from ipaddress import (
 )
 
 Network = IPv4Network | IPv6Network
+
+
+def parse_networks(texts: Iterable[str]) -> tuple[Network, ...]:
+    """Networks written as 10.0.0.0/8, or as one address. Raises ValueError, which says which text is none."""
+    return tuple(map(ip_network, texts))
 
 
 def client_address(

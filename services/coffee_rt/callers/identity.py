@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ipaddress import ip_network
 
 from coffee_rt.callers.addresses import Network, client_address, client_subject
 from coffee_rt.callers.rate import Quota, RateLimited, RateLimiter
-from coffee_rt.callers.settings import CallerSettings
+from coffee_rt.callers.settings import CallerSettings, RequestSettings
 from coffee_rt.domain.keys import ANYONE, Access, KeyRing, Principal, token_of
 from coffee_rt.errors import Rejected
 from coffee_rt.runtime.clock import Clock
 
 Client = tuple[str, int] | None
 """Host and port of a connection's other end, as ASGI tells them."""
+
+FRESH_REFRESHES = 3
+"""Missed refreshes of the API keys after which an unknown key may simply be new."""
 
 
 class Callers:
@@ -27,14 +29,14 @@ class Callers:
         *,
         requests_per_minute: int,
         anonymous_per_minute: int,
-        trusted_proxies: Sequence[str] = (),
+        trusted_proxies: Sequence[Network] = (),
     ) -> None:
         self._keys = keys
         self._rate = rate
         self._clock = clock
         self._requests_per_minute = requests_per_minute
         self._anonymous_per_minute = anonymous_per_minute
-        self._trusted: tuple[Network, ...] = tuple(map(ip_network, trusted_proxies))
+        self._trusted = tuple(trusted_proxies)
 
     def identify(
         self,
@@ -79,8 +81,18 @@ class Callers:
         return quota
 
 
+def key_ring_of(settings: CallerSettings) -> KeyRing | None:
+    """The ring of a process, still empty; None where keys are off."""
+    if settings.auth == "off":
+        return None
+    return KeyRing(
+        age_seconds_max=settings.keys_age_seconds_max,
+        fresh_seconds=settings.keys_refresh_seconds * FRESH_REFRESHES,
+    )
+
+
 def callers_of(
-    settings: CallerSettings, keys: KeyRing | None, rate: RateLimiter, clock: Clock
+    settings: RequestSettings, keys: KeyRing | None, rate: RateLimiter, clock: Clock
 ) -> Callers:
     """The callers of a process; `keys` None: auth is off."""
     return Callers(
@@ -89,5 +101,5 @@ def callers_of(
         clock,
         requests_per_minute=settings.requests_per_minute,
         anonymous_per_minute=settings.anonymous_per_minute,
-        trusted_proxies=settings.trusted_proxies,
+        trusted_proxies=settings.proxy_networks,
     )

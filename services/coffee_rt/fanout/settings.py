@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_network
 from pathlib import Path
 from typing import ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from coffee_rt.runtime.settings import DatabaseSettings, ProcessSettings, RedisSettings, own
+from coffee_rt.callers.settings import CallerSettings, own_proxies
+from coffee_rt.runtime.settings import DatabaseSettings, RedisSettings, own
 
 
-class FanoutSettings(ProcessSettings):
+class FanoutSettings(CallerSettings):
     """COFFEE_RT_FANOUT_* and the shared ones."""
 
     process: ClassVar[str] = "fanout"
@@ -30,10 +30,7 @@ class FanoutSettings(ProcessSettings):
         help="Web origins that may connect besides the page's own, exactly as browsers send them, "
         "such as https://shop.example; with commas between.",
     )
-    trusted_proxies: tuple[str, ...] = own(
-        ("127.0.0.0/8", "::1/128"),
-        help="Networks whose X-Forwarded-For is believed; a proxy left out shares one address limit.",
-    )
+    trusted_proxies: tuple[str, ...] = own_proxies(("127.0.0.0/8", "::1/128"))
     sessions_max: int = own(
         10_000, ge=1, help="Open sessions of this process; more are refused with 503."
     )
@@ -50,11 +47,6 @@ class FanoutSettings(ProcessSettings):
         6_000,
         ge=0,
         help="Connections a minute of one client address, of all pods; more are closed with 4429. 0: no limit.",
-    )
-    rate_settle_seconds: float = own(
-        0.25,
-        gt=0,
-        help="How often connections counted here are added up with the other pods in Redis.",
     )
     subscriptions_max: int = own(16, ge=1, le=256, help="Subscriptions of one session.")
     message_bytes_max: int = own(
@@ -94,17 +86,6 @@ class FanoutSettings(ProcessSettings):
     drain_seconds: float = own(
         5.0, gt=0, help="Seconds over which sessions are sent away; below the grace period."
     )
-    keys_refresh_seconds: float = own(10.0, gt=0, help="Seconds between loads of the API keys.")
-    keys_age_seconds_max: float = own(
-        3600.0, gt=0, help="Age up to which cached API keys are believed while PostgreSQL is away."
-    )
-
-    @field_validator("trusted_proxies")
-    @classmethod
-    def _check_networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
-        for network in networks:
-            ip_network(network)
-        return networks
 
     def hosts(self) -> tuple[str, ...]:
         return (self.http_host, self.websocket_host)

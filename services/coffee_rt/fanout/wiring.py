@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from ipaddress import ip_network
 
 from starlette.applications import Starlette
 
+from coffee_rt.callers.identity import key_ring_of
 from coffee_rt.callers.rate import RateLimiter
 from coffee_rt.channels.redis import RedisChannels
-from coffee_rt.domain.keys import KeyRing
 from coffee_rt.fanout.app import build_app
 from coffee_rt.fanout.authority import KeyAuthority, KeySessions, allow_anyone
 from coffee_rt.fanout.dashboard_feed import DashboardFeed
@@ -28,8 +27,7 @@ from coffee_rt.redis_nodes.counts import SharedCounts
 from coffee_rt.runtime.breaker import CircuitBreaker
 from coffee_rt.runtime.lifecycle import Lifecycle
 from coffee_rt.runtime.settings import SettingsError
-from coffee_rt.store.key_refresh import KeyRefresher
-from coffee_rt.store.keys import PostgresApiKeys
+from coffee_rt.store.key_refresh import keep_fresh
 from coffee_rt.store.pool import Pool, create_pool
 from coffee_rt.store.queries import PostgresOrderReader
 from coffee_rt.store.schema_wait import lacking_schema, wait_for_schema
@@ -145,7 +143,7 @@ async def wired(settings: FanoutSettings, lifecycle: Lifecycle) -> AsyncIterator
         rate=rate,
         connects_per_minute=settings.connects_per_minute,
         origins=settings.origins,
-        trusted_proxies=[ip_network(network) for network in settings.trusted_proxies],
+        trusted_proxies=settings.proxy_networks,
     )
     server = WebSocketServer(
         routes={
@@ -190,20 +188,9 @@ async def _authority(
     settings: FanoutSettings, pool: Pool, lifecycle: Lifecycle
 ) -> KeyAuthority | None:
     """None where keys are off."""
-    if settings.auth == "off":
+    ring = key_ring_of(settings)
+    if ring is None:
         return None
-    ring = KeyRing(
-        age_seconds_max=settings.keys_age_seconds_max,
-        fresh_seconds=3 * settings.keys_refresh_seconds,
-    )
     authority = KeyAuthority(ring, lifecycle.clock)
-    refresher = KeyRefresher(
-        PostgresApiKeys(pool),
-        ring,
-        lifecycle.clock,
-        settings.keys_refresh_seconds,
-        authority.on_refresh,
-    )
-    await refresher.refresh()
-    lifecycle.spawn(refresher.run(), "keys")
+    await keep_fresh(ring, pool, lifecycle, settings.keys_refresh_seconds, authority.on_refresh)
     return authority

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from coffee_rt.callers.settings import CallerSettings
+from coffee_rt.callers.settings import RequestSettings, own_keys_age, own_keys_refresh
 from coffee_rt.runtime.settings import (
     DatabaseSettings,
     RedisSettings,
@@ -13,7 +13,7 @@ from coffee_rt.runtime.settings import (
 )
 
 
-class OrderApiSettings(CallerSettings):
+class OrderApiSettings(RequestSettings):
     """Everything order_api can be told."""
 
     process: ClassVar[str] = "order_api"
@@ -109,14 +109,9 @@ class OrderApiSettings(CallerSettings):
     requests_per_minute: int = own(
         60_000, ge=0, help="Requests a minute of an API key that has no limit of its own; 0: none."
     )
-    keys_refresh_seconds: float = own(
-        5.0,
-        gt=0,
-        help="How often API keys are read from PostgreSQL: a revoked key lives this long.",
-    )
-    keys_age_seconds_max: float = own(
-        86_400.0, gt=0, help="Age at which API keys read before an outage stop being used (503)."
-    )
+    keys_refresh_seconds: float = own_keys_refresh(5.0)
+    # A day: orders are taken while PostgreSQL is away.
+    keys_age_seconds_max: float = own_keys_age(86_400.0)
     clock_offset_seconds_max: float = own(
         5.0, gt=0, help="Difference from Redis's clock above which this process is not ready."
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from coffee_rt.callers.identity import callers_of
+from coffee_rt.callers.identity import callers_of, key_ring_of
 from coffee_rt.callers.rate import RateLimiter
 from coffee_rt.channels.redis import RedisChannels
 from coffee_rt.domain.intake import Catalogue, Intake
@@ -41,8 +41,7 @@ from coffee_rt.runtime.lifecycle import Lifecycle
 from coffee_rt.runtime.settings import SettingsError
 from coffee_rt.store.intake import PostgresIntake
 from coffee_rt.store.intake_contract import Intake as DatabaseIntake
-from coffee_rt.store.key_refresh import KeyRefresher
-from coffee_rt.store.keys import PostgresApiKeys
+from coffee_rt.store.key_refresh import keep_fresh
 from coffee_rt.store.pool import Pool, create_pool
 from coffee_rt.streams.admission import Admission, AdmissionLimits
 from coffee_rt.streams.contract import STORE_GROUP, LogKeeper, OrderProducer
@@ -53,8 +52,6 @@ from coffee_rt.streams.redis_log import RedisLog
 INTAKE_FAILURES = 2
 INTAKE_OPEN_SECONDS = 5.0
 """A database that does not answer is left alone so long: both stores being away is answered at once then."""
-FRESH_REFRESHES = 3
-"""Missed refreshes of the API keys after which an unknown key may simply be new."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,20 +250,8 @@ def _make_queue(
 async def _open_keys(
     settings: OrderApiSettings, lifecycle: Lifecycle, pool: Pool
 ) -> KeyRing | None:
-    if settings.auth == "off":
-        return None
-    ring = KeyRing(
-        age_seconds_max=settings.keys_age_seconds_max,
-        fresh_seconds=settings.keys_refresh_seconds * FRESH_REFRESHES,
-    )
-    watch = KeyWatch(ring, lifecycle.clock, partial(_warn_of_keys, lifecycle))
-    refresher = KeyRefresher(
-        PostgresApiKeys(pool),
-        ring,
-        lifecycle.clock,
-        settings.keys_refresh_seconds,
-        watch.see,
-    )
-    await refresher.refresh()
-    lifecycle.spawn(refresher.run(), "keys")
+    ring = key_ring_of(settings)
+    if ring is not None:
+        watch = KeyWatch(ring, lifecycle.clock, partial(_warn_of_keys, lifecycle))
+        await keep_fresh(ring, pool, lifecycle, settings.keys_refresh_seconds, watch.see)
     return ring

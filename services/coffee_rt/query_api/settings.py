@@ -6,11 +6,11 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from coffee_rt.callers.settings import CallerSettings
+from coffee_rt.callers.settings import RequestSettings
 from coffee_rt.runtime.settings import DatabaseSettings, RedisSettings, own
 
 
-class QueryApiSettings(CallerSettings):
+class QueryApiSettings(RequestSettings):
     """COFFEE_RT_QUERY_API_* and the shared ones."""
 
     process: ClassVar[str] = "query-api"
@@ -26,15 +26,6 @@ class QueryApiSettings(CallerSettings):
     catalogue_seconds_max: float = own(
         5.0, ge=0, help="Seconds the list of views is cached; a new view is unlisted that long."
     )
-    keys_refresh_seconds: float = own(
-        10.0,
-        gt=0,
-        help="Seconds between loads of the API keys: how long a revoked key still works.",
-    )
-    keys_age_seconds_max: float = own(
-        3600.0, gt=0, help="Age up to which cached API keys are believed while PostgreSQL is away."
-    )
-
     requests_per_minute: int = own(
         6_000, ge=0, help="Requests a minute of an API key that has no limit of its own; 0: none."
     )

@@ -8,10 +8,9 @@ from functools import partial
 
 from fastapi import FastAPI
 
-from coffee_rt.callers.identity import callers_of
+from coffee_rt.callers.identity import callers_of, key_ring_of
 from coffee_rt.callers.rate import RateLimiter
 from coffee_rt.callers.turns import Turns
-from coffee_rt.domain.keys import KeyRing
 from coffee_rt.errors import Rejected, Retryable
 from coffee_rt.query_api.app import build_app
 from coffee_rt.query_api.finding import OrderFinder
@@ -26,8 +25,7 @@ from coffee_rt.runtime.lifecycle import Lifecycle
 from coffee_rt.runtime.settings import DatabaseSettings, SettingsError
 from coffee_rt.store.amending import LetterAmender
 from coffee_rt.store.intake import PostgresIntake
-from coffee_rt.store.key_refresh import KeyRefresher
-from coffee_rt.store.keys import PostgresApiKeys
+from coffee_rt.store.key_refresh import keep_fresh
 from coffee_rt.store.letter_desk import PostgresLetterDesk
 from coffee_rt.store.letter_redriver import PostgresLetterRedriver
 from coffee_rt.store.pool import Pool, create_pool
@@ -160,24 +158,10 @@ async def _gate(
 ) -> Gate:
     rate = RateLimiter(counts, lifecycle.clock, "query")
     lifecycle.spawn(rate.run(settings.rate_settle_seconds), "rates")
-    ring = await _key_ring(settings, pool, lifecycle)
+    ring = key_ring_of(settings)
+    if ring is not None:
+        await keep_fresh(ring, pool, lifecycle, settings.keys_refresh_seconds)
     callers = callers_of(settings, ring, rate, lifecycle.clock)
     at_once = min(settings.caller_requests_max, max(1, settings.database.pool_size_max // 2))
     turns = Turns(at_once, settings.caller_waiting_max, settings.caller_wait_seconds_max)
     return Gate(callers, turns)
-
-
-async def _key_ring(settings: QueryApiSettings, pool: Pool, lifecycle: Lifecycle) -> KeyRing | None:
-    """None where keys are off."""
-    if settings.auth == "off":
-        return None
-    ring = KeyRing(
-        age_seconds_max=settings.keys_age_seconds_max,
-        fresh_seconds=3 * settings.keys_refresh_seconds,
-    )
-    refresher = KeyRefresher(
-        PostgresApiKeys(pool), ring, lifecycle.clock, settings.keys_refresh_seconds
-    )
-    await refresher.refresh()
-    lifecycle.spawn(refresher.run(), "keys")
-    return ring

@@ -7,7 +7,10 @@ from collections.abc import Callable
 from coffee_rt.domain.keys import KeyRing
 from coffee_rt.errors import Retryable
 from coffee_rt.runtime.clock import Clock
+from coffee_rt.runtime.lifecycle import Lifecycle
 from coffee_rt.store.contract import ApiKeyStore
+from coffee_rt.store.keys import PostgresApiKeys
+from coffee_rt.store.pool import Pool
 
 MISSED_SECONDS = 1.0
 """Between loads while unknown keys are used: a new key works this soon, and guesses cost one small query each time."""
@@ -59,3 +62,17 @@ class KeyRefresher:
             self._ring.load(keys, self._clock.monotonic())
             self._is_loaded = True
         self._on_refresh(failure)
+
+
+async def keep_fresh(
+    ring: KeyRing,
+    pool: Pool,
+    lifecycle: Lifecycle,
+    refresh_seconds: float,
+    on_refresh: Callable[[Retryable | None], None] = lambda failure: None,
+) -> None:
+    """Load a process's keys now, if PostgreSQL is there, and from now on as one of its tasks."""
+    store = PostgresApiKeys(pool)
+    refresher = KeyRefresher(store, ring, lifecycle.clock, refresh_seconds, on_refresh)
+    await refresher.refresh()
+    lifecycle.spawn(refresher.run(), "keys")
