@@ -1,5 +1,5 @@
 """Every contract test of log and channels runs in memory, on one Valkey, on the master of a Sentinel, on a
-Cluster of three, and the log's on redis-server where one is installed."""
+Cluster of three, and the log's on redis-server where one is installed; those of the store in memory and on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.log_servers import ValkeyCluster, ValkeySentinels, running
+from tests.store_harness import WriteStore, a_write_store
 from tests.streams_bed import Bed, MemoryBed, RedisBed
 
 _REDIS_SERVER = shutil.which("redis-server")
@@ -67,3 +68,12 @@ async def bed(request: pytest.FixtureRequest, redis_namespace: str) -> AsyncIter
         made = RedisBed(request.getfixturevalue(f"{request.param}_url"), redis_namespace)
     yield made
     await made.close()
+
+
+@pytest.fixture(params=["memory", pytest.param("postgres", marks=pytest.mark.integration)])
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[WriteStore]:
+    """A store of this test's own."""
+    is_memory = request.param == "memory"
+    url = None if is_memory else request.getfixturevalue("database_url")
+    async with a_write_store(url) as made:
+        yield made

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
@@ -14,18 +13,10 @@ from coffee_rt.domain.wire import INTAKE_SHARD, WIRE_VERSION, decode_batch, enco
 from coffee_rt.store.contract import Committed, EntryWrite
 from coffee_rt.store.intake_contract import IntakeWrite, KeyedRecord, Known
 from tests.builders import NOW_MS, a_view, an_order
-from tests.store_harness import WriteStore, a_write_store, an_entry
+from tests.store_harness import WriteStore, an_entry
 
 KEY = b"k" * 16
 _minter = IdMinter()
-
-
-@pytest.fixture(params=["memory", pytest.param("postgres", marks=pytest.mark.integration)])
-async def store(request: pytest.FixtureRequest) -> AsyncIterator[WriteStore]:
-    is_memory = request.param == "memory"
-    url = None if is_memory else request.getfixturevalue("database_url")
-    async with a_write_store(url) as made:
-        yield made
 
 
 def a_flush(

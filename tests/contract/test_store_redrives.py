@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import msgspec
-import pytest
 
 from coffee_rt.domain.orders import Order
 from coffee_rt.domain.wire import encode_record
 from coffee_rt.store.contract import DeadRecord, EntryWrite
 from coffee_rt.store.redrives import LetterSelection, Outcome
 from tests.builders import NOW_MS, a_view, an_order
-from tests.store_harness import WriteStore, a_write_store, an_entry
+from tests.store_harness import WriteStore, an_entry
 
 ALL = LetterSelection()
-
-
-@pytest.fixture(params=["memory", pytest.param("postgres", marks=pytest.mark.integration)])
-async def store(request: pytest.FixtureRequest) -> AsyncIterator[WriteStore]:
-    is_memory = request.param == "memory"
-    url = None if is_memory else request.getfixturevalue("database_url")
-    async with a_write_store(url) as made:
-        yield made
 
 
 def a_dead(order: Order | bytes, code: str = "unstorable-entry", index: int = 0) -> DeadRecord:
