@@ -20,11 +20,42 @@ from coffee_rt.store.migrations import known_migrations, migrate, pending_migrat
 from coffee_rt.store.order_rows import id_range
 from coffee_rt.store.pool import Pool, create_pool
 from coffee_rt.store.queries import FIND, recent_query
-from tests.builders import NOW_MS
+from tests.builders import NOW_MS, an_order
 from tests.store_harness import WriteStore, a_write_store, an_entry, order_at
 
 pytestmark = pytest.mark.integration
 DAY_MS = 86_400_000
+
+COMPACT_BEFORE_NUMBERS = """
+WITH oldest AS (
+    SELECT batch_id FROM stream_entries
+    WHERE shard = $1 AND (entry_ms, entry_seq) < ($2::int8, $3::int8)
+    ORDER BY entry_ms, entry_seq LIMIT $4
+), moved AS (
+    DELETE FROM stream_entries WHERE batch_id IN (SELECT batch_id FROM oldest)
+    RETURNING batch_id, entry_ms, records, counter
+), found AS (
+    UPDATE gaps AS g SET records_found = g.records_found + f.records
+    FROM (
+        SELECT gap.batch_id, sum(m.records) AS records
+        FROM gaps AS gap JOIN moved AS m ON m.counter > gap.counter_from
+            AND m.counter <= gap.counter_to AND m.batch_id <> gap.batch_id
+        WHERE gap.shard = $1 GROUP BY gap.batch_id
+    ) AS f WHERE g.batch_id = f.batch_id
+), marked AS (
+    INSERT INTO shard_sums AS s (shard, through_ms)
+    SELECT $1, max(entry_ms) FROM moved HAVING count(*) > 0
+    ON CONFLICT (shard) DO UPDATE SET through_ms = greatest(s.through_ms, excluded.through_ms)
+)
+SELECT count(*) FROM moved
+"""
+"""How the release before migration 0007 compacts."""
+
+RECORD_GAPS_BEFORE_NUMBERS = """
+INSERT INTO gaps (batch_id, shard, entry_ms, entry_seq, counter_from, counter_to)
+SELECT * FROM unnest($1::uuid[], $2::int2[], $3::int8[], $4::int8[], $5::int8[], $6::int8[])
+ON CONFLICT DO NOTHING
+"""
 
 
 @pytest.fixture
@@ -83,6 +114,34 @@ async def test_what_was_compacted_before_numbers_were_kept_is_taken_for_whole(
     counted = [await keeper.uncounted_records(shard, (9, 0), 8) for shard in range(3)]
     await pool.close()
     assert counted == [0, 4, 8]
+
+
+async def test_what_the_release_before_compacts_and_records_keeps_its_numbers(
+    store: WriteStore,
+) -> None:
+    """Its statements, word for word: it runs beside this release, and after a way back."""
+    pool = the_pool(store)
+    entries = [
+        an_entry(an_order(), an_order(), counter=2, ms=NOW_MS),
+        an_entry(an_order(), counter=3, ms=NOW_MS + 1),
+        an_entry(an_order(), counter=4, ms=NOW_MS + 2),
+        an_entry(an_order(), counter=5, ms=NOW_MS + 3),
+    ]
+    await store.commit(*entries)
+    assert await pool.fetchval(COMPACT_BEFORE_NUMBERS, 0, *entries[2].entry, 20_000) == 2
+    end = NOW_MS + 4, 0
+    assert await store.keeper.uncounted_records(0, end, 5) == 0
+
+    # What somebody deletes by hand stays missing.
+    await pool.execute("DELETE FROM stream_entries WHERE counter = 5")
+    assert await store.keeper.uncounted_records(0, end, 5) == 1
+
+    assert await pool.fetchval(COMPACT_BEFORE_NUMBERS, 0, *end, 20_000) == 1
+    assert await store.keeper.uncounted_records(0, end, 3) == -1
+    gap = an_entry(counter=9, gap=(0, 9))
+    columns = [[value] for value in (gap.batch_id.hex(), 0, *gap.entry, *(gap.gap or ()))]
+    await pool.execute(RECORD_GAPS_BEFORE_NUMBERS, *columns)
+    assert await pool.fetchval("SELECT records_found FROM gaps") == 4
 
 
 async def test_failed_migration_leaves_nothing_of_itself(

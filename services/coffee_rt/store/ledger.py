@@ -62,22 +62,15 @@ INSERT INTO shard_changes (shard, entries, records, stored, duplicates, dead)
 SELECT shard, 0, 0, sum(stored), sum(duplicates), sum(dead) FROM changed GROUP BY shard
 """
 
-# Purpose: keep gaps, each with what compacted rows had of it (a log that was emptied loses all its numbers).
+# Purpose: keep gaps. What compacted rows had of each, the table adds by itself.
 _RECORD_GAPS = """
-INSERT INTO gaps (batch_id, shard, entry_ms, entry_seq, counter_from, counter_to, records_found)
-SELECT g.*, coalesce((
-    SELECT sum(upper(part) - lower(part))
-    FROM shard_sums AS s, unnest(s.numbers * int8multirange(int8range(
-        least(g.counter_from, g.counter_to, $7), least(g.counter_to, $7), '(]'))) AS part
-    WHERE s.shard = g.shard
-), 0)
-FROM unnest($1::uuid[], $2::int2[], $3::int8[], $4::int8[], $5::int8[], $6::int8[])
-    AS g (batch_id, shard, entry_ms, entry_seq, counter_from, counter_to)
+INSERT INTO gaps (batch_id, shard, entry_ms, entry_seq, counter_from, counter_to)
+SELECT * FROM unnest($1::uuid[], $2::int2[], $3::int8[], $4::int8[], $5::int8[], $6::int8[])
 ON CONFLICT DO NOTHING
 """
 
 # Purpose: drop a shard's oldest rows below an entry; their sums are kept elsewhere, but what of them lies in
-# a gap is remembered there, and so are their numbers. Strangers' entries may claim any number, or none.
+# a gap is remembered there. Their numbers the table keeps by itself, in shard_sums.
 _COMPACT = """
 WITH oldest AS (
     SELECT batch_id FROM stream_entries
@@ -85,7 +78,7 @@ WITH oldest AS (
     ORDER BY entry_ms, entry_seq LIMIT $4
 ), moved AS (
     DELETE FROM stream_entries WHERE batch_id IN (SELECT batch_id FROM oldest)
-    RETURNING batch_id, entry_ms, records, counter, stored
+    RETURNING batch_id, entry_ms, records, counter
 ), found AS (
     UPDATE gaps AS g SET records_found = g.records_found + f.records
     FROM (
@@ -95,16 +88,9 @@ WITH oldest AS (
         WHERE gap.shard = $1 GROUP BY gap.batch_id
     ) AS f WHERE g.batch_id = f.batch_id
 ), marked AS (
-    INSERT INTO shard_sums AS s (shard, through_ms, numbers, through_counter)
-    SELECT $1, max(entry_ms),
-           coalesce(range_agg(int8range(counter - records, counter, '(]'))
-               FILTER (WHERE records > 0 AND counter >= records AND counter <= $5), '{}'),
-           coalesce(max(counter) FILTER (WHERE stored > 0 AND counter <= $5), 0)
-    FROM moved HAVING count(*) > 0
-    ON CONFLICT (shard) DO UPDATE SET
-        through_ms = greatest(s.through_ms, excluded.through_ms),
-        numbers = s.numbers + excluded.numbers,
-        through_counter = greatest(s.through_counter, excluded.through_counter)
+    INSERT INTO shard_sums AS s (shard, through_ms)
+    SELECT $1, max(entry_ms) FROM moved HAVING count(*) > 0
+    ON CONFLICT (shard) DO UPDATE SET through_ms = greatest(s.through_ms, excluded.through_ms)
 )
 SELECT count(*) FROM moved
 """
@@ -259,7 +245,6 @@ async def record_gaps(connection: Any, plan: BatchPlan) -> None:
         [write.entry[1] for _, write, _ in gaps],
         _fitting([gap[0] for _, _, gap in gaps if gap], _INT8_MAX),
         _fitting([gap[1] for _, _, gap in gaps if gap], _INT8_MAX),
-        NUMBER_MAX,
     )
 
 
@@ -267,7 +252,7 @@ async def compact_ledger(pool: Pool, shard: int, below: EntryKey) -> int:
     """See StoreKeeper. In steps of bounded size, each whole in itself."""
     total = 0
     while True:
-        moved = int(await pool.fetchval(_COMPACT, shard, *below, COMPACT_ROWS_MAX, NUMBER_MAX))
+        moved = int(await pool.fetchval(_COMPACT, shard, *below, COMPACT_ROWS_MAX))
         total += moved
         if moved < COMPACT_ROWS_MAX:
             break
