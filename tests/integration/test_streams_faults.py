@@ -7,7 +7,6 @@ import os
 import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
@@ -19,7 +18,6 @@ from coffee_rt.runtime.breaker import CircuitBreaker
 from coffee_rt.runtime.settings import RedisSettings
 from coffee_rt.streams.contract import Outcome
 from coffee_rt.streams.flush import ProducerLimits
-from coffee_rt.streams.redis import LinkLost, RedisConnector
 from coffee_rt.streams.redis_log import RedisLog
 from tests.log_servers import ValkeyNode
 from tests.streams_bed import RedisBed, an_append
@@ -397,53 +395,3 @@ async def test_an_open_breaker_tries_nothing() -> None:
         await producer.append(1, an_append(producer))
     assert not producer.is_available
     await producer.close()
-
-
-async def test_a_cancelled_command_leaves_every_other_answer_its_own(valkey_url: str) -> None:
-    link = await RedisConnector(valkey_url).open(b"", "test")
-    waits = [
-        asyncio.ensure_future(link.call("ECHO", str(number), seconds_max=5)) for number in range(20)
-    ]
-    await asyncio.sleep(0)
-    for number in range(0, 20, 3):
-        waits[number].cancel()
-    answers = await asyncio.gather(*waits, return_exceptions=True)
-    for number, answer in enumerate(answers):
-        if number % 3 == 0:
-            assert isinstance(answer, asyncio.CancelledError)
-        else:
-            assert answer == str(number).encode()
-    link.close()
-    with pytest.raises(NotExecuted):
-        await link.call("PING", seconds_max=1)
-
-
-async def test_an_answer_out_of_time_drops_the_connection(valkey_url: str) -> None:
-    link = await RedisConnector(valkey_url).open(b"", "test")
-    with pytest.raises(LinkLost):
-        await link.call("BLPOP", "nothing-comes-here", 5, seconds_max=0.05)
-    assert link.is_closed
-
-
-async def test_a_wrong_password_is_said_plainly(valkey_url: str) -> None:
-    url = urlsplit(valkey_url)
-    wrong = urlunsplit(url._replace(netloc=f":wrong@{url.hostname}:{url.port}"))
-    with pytest.raises(NotExecuted, match=r"(?i)password|WRONGPASS"):
-        await RedisConnector(wrong).open(b"", "test")
-
-
-async def test_a_connection_that_ended_before_it_was_taken_over_is_refused_at_once(
-    valkey_url: str,
-) -> None:
-    class Hasty(RedisConnector):
-        """Lets the end of a connection be noticed before the link takes the socket over."""
-
-        async def greet(self, connection: Any) -> None:
-            await super().greet(connection)
-            await connection.send_command("QUIT")
-            while connection._reader is not None and not connection._reader.at_eof():
-                connection._reader._buffer.clear()
-                await asyncio.sleep(0.001)
-
-    with pytest.raises(NotExecuted):
-        await Hasty(valkey_url).open(b"", "test")

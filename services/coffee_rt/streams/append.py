@@ -7,8 +7,8 @@ is dropped, and the caller repeats it with the same key.
 
 from __future__ import annotations
 
-import asyncio
 import random
+from functools import partial
 from typing import Any
 
 from coffee_rt.domain.wire import WIRE_VERSION, batch_header
@@ -18,7 +18,7 @@ from coffee_rt.runtime.clock import Clock
 from coffee_rt.streams import metrics
 from coffee_rt.streams.contract import EntryId
 from coffee_rt.streams.flush import Flush, FlushReply, ProducerLimits, claim_of
-from coffee_rt.streams.redis import Argument, Connector, Link, ReplyError, pack
+from coffee_rt.streams.redis import Argument, Connector, KeptLink, Link, ReplyError, pack
 from coffee_rt.streams.scripts import APPEND
 from coffee_rt.streams.shards import LogKeys, check_shards
 
@@ -32,13 +32,12 @@ _ASKING = pack(b"ASKING")
 
 
 class _Shard:
-    __slots__ = ("asked", "failures", "link", "opening", "retry_at")
+    __slots__ = ("asked", "failures", "link", "retry_at")
 
-    def __init__(self) -> None:
-        self.link: Link | None = None
+    def __init__(self, link: KeptLink) -> None:
+        self.link = link
         self.asked: tuple[str, Link] | None = None
         """Where the slot is moving to (as the ASK reply says it), and the link to there."""
-        self.opening = asyncio.Lock()
         self.failures = 0
         self.retry_at = 0.0
 
@@ -62,7 +61,9 @@ class RedisTarget:
         self._clock = clock
         self._limits = limits or ProducerLimits()
         self._breaker = breaker
-        self._shards = [_Shard() for _ in range(keys.shards)]
+        self._shards = [
+            _Shard(KeptLink(partial(self._reach, shard))) for shard in range(keys.shards)
+        ]
         self._is_checked = False
         self._key_window_ms = str(self._limits.key_window_seconds * 1000).encode()
         self._client_id_window_ms = str(self._limits.client_id_window_seconds * 1000).encode()
@@ -74,22 +75,22 @@ class RedisTarget:
     async def start(self) -> tuple[int, float, float]:
         await self._check_install()
         for shard in range(self.shards):
-            await self._open(shard)
-        link = await self._open(0)
+            await self._link(shard)
+        link = await self._link(0)
         sent_at = self._clock.now()
         seconds, micros = await link.call("TIME", seconds_max=self._limits.reply_seconds_max)
         return int(seconds) * 1000 + int(micros) // 1000, sent_at, self._clock.now()
 
     def is_available(self, shard: int) -> bool:
         state = self._shards[shard]
-        if state.link is not None and not state.link.is_closed:
+        if state.link.is_open:
             return True
         if self._breaker is not None and self._breaker.retry_after_seconds > 0:
             return False
         return self._clock.monotonic() >= state.retry_at
 
     async def execute(self, flush: Flush) -> FlushReply:
-        link = await self._open(flush.shard)
+        link = await self._link(flush.shard)
         arguments = self._arguments(flush)
         command = pack(b"EVALSHA", APPEND.sha, *arguments)
         give_up_at = self._clock.monotonic() + self._limits.resend_seconds_max
@@ -118,8 +119,7 @@ class RedisTarget:
 
     async def close(self) -> None:
         for state in self._shards:
-            if state.link is not None:
-                state.link.close()
+            state.link.close()
             if state.asked is not None:
                 state.asked[1].close()
 
@@ -129,7 +129,7 @@ class RedisTarget:
         if error.code == "MOVED":
             link.close(error.code)
         if error.code != "ASK":
-            return await self._open(shard)
+            return await self._link(shard)
         # Once only: until the slot has moved as a whole, the one it comes from is asked first each time.
         place = str(error)
         if state.asked is None or state.asked[0] != place or state.asked[1].is_closed:
@@ -229,33 +229,32 @@ class RedisTarget:
         )
         self._is_checked = True
 
-    async def _open(self, shard: int) -> Link:
+    async def _link(self, shard: int) -> Link:
+        """One flush at a time: nothing is under way on a link that is replaced."""
+        return await self._shards[shard].link.get()
+
+    async def _reach(self, shard: int) -> Link:
+        """A new link, unless the last attempt failed a moment ago. Raises NotExecuted."""
         state = self._shards[shard]
-        async with state.opening:
-            if state.link is not None:
-                if not state.link.is_closed:
-                    return state.link
-                # Perhaps it works, to a server that another has replaced; nothing is under way on it.
-                state.link.close()
-            if self._clock.monotonic() < state.retry_at:
-                raise NotExecuted("the log is not reachable; tried a moment ago")
-            try:
-                if self._breaker is None:
-                    state.link = await self._connect(shard)
-                else:
-                    async with self._breaker:
-                        state.link = await self._connect(shard)
-            except BreakerOpen as error:
-                state.retry_at = self._clock.monotonic() + error.retry_after_seconds
-                raise
-            except NotExecuted:
-                pause = backoff_seconds(state.failures, 0.1, self._limits.reconnect_seconds_max)
-                # Never less than a twentieth: full jitter may say 0, and a flush a millisecond would follow.
-                state.retry_at = self._clock.monotonic() + max(pause, 0.05 * (1 + random.random()))
-                state.failures += 1
-                raise
-            state.failures = 0
-            return state.link
+        if self._clock.monotonic() < state.retry_at:
+            raise NotExecuted("the log is not reachable; tried a moment ago")
+        try:
+            if self._breaker is None:
+                link = await self._connect(shard)
+            else:
+                async with self._breaker:
+                    link = await self._connect(shard)
+        except BreakerOpen as error:
+            state.retry_at = self._clock.monotonic() + error.retry_after_seconds
+            raise
+        except NotExecuted:
+            pause = backoff_seconds(state.failures, 0.1, self._limits.reconnect_seconds_max)
+            # Never less than a twentieth: full jitter may say 0, and a flush a millisecond would follow.
+            state.retry_at = self._clock.monotonic() + max(pause, 0.05 * (1 + random.random()))
+            state.failures += 1
+            raise
+        state.failures = 0
+        return link
 
     async def _connect(self, shard: int) -> Link:
         """Never to a log of another number of shards: no worker reads the streams this one would write to.

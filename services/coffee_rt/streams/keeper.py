@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from coffee_rt.domain.ids import id_shard, id_time_ms
@@ -30,7 +30,7 @@ from coffee_rt.streams.contract import Backlog, Delivery, EntryId, Horizon, Posi
 from coffee_rt.streams.entries import delivery_of, fields_of
 from coffee_rt.streams.flush import position_of_value
 from coffee_rt.streams.reader import create_group
-from coffee_rt.streams.redis import Argument, Connector, Link, ReplyError
+from coffee_rt.streams.redis import Argument, Connector, KeptLink, Link, ReplyError
 from coffee_rt.streams.scripts import BACKLOG, FOLLOW, LEAVE, SETTLED, TRIM, Script
 from coffee_rt.streams.server_safety import judge_server, worst_of
 from coffee_rt.streams.shards import LogKeys
@@ -51,9 +51,8 @@ class RedisKeeper:
         self._connector = connector
         self._keys = keys
         self._seconds_max = reply_seconds_max
-        self._links: dict[bytes, Link] = {}
         # One each: a server that is away must not keep the others' connections waiting.
-        self._opening: defaultdict[bytes, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._links: dict[bytes, KeptLink] = {}
 
     @property
     def shards(self) -> int:
@@ -281,17 +280,10 @@ class RedisKeeper:
             raise
 
     async def _link(self, home: bytes) -> Link:
-        link = self._links.get(home)
-        if link is not None and not link.is_closed:
-            return link
-        async with self._opening[home]:
-            link = self._links.get(home)
-            if link is None or link.is_closed:
-                if link is not None:
-                    link.close()
-                link = await self._connector.open(home, "keeper")
-                self._links[home] = link
-        return link
+        kept = self._links.get(home)
+        if kept is None:
+            kept = self._links[home] = KeptLink(partial(self._connector.open, home, "keeper"))
+        return await kept.get()
 
 
 def _those_that_answer(answers: Sequence[T | BaseException]) -> list[T]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Protocol, cast
 
@@ -171,6 +171,35 @@ class Link(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.close(str(exc) if exc else "closed by the server")
+
+
+class KeptLink:
+    """The one link to the server that holds a key now, opened when it is wanted. One that broke is opened anew, and so
+    is one that works to a server that another has replaced: that is closed first, whoever still uses it gets
+    LinkLost. Shared by tasks, of which one opens; `open_` raises what its callers are to see."""
+
+    def __init__(self, open_: Callable[[], Awaitable[Link]]) -> None:
+        self._open = open_
+        self._opening = asyncio.Lock()
+        self._link: Link | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the next `get` opens nothing."""
+        return self._link is not None and not self._link.is_closed
+
+    async def get(self) -> Link:
+        if self._link is not None and not self._link.is_closed:
+            return self._link
+        async with self._opening:
+            if self._link is None or self._link.is_closed:
+                self.close()
+                self._link = await self._open()
+            return self._link
+
+    def close(self) -> None:
+        if self._link is not None:
+            self._link.close()
 
 
 class Connector(Protocol):
