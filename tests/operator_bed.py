@@ -30,7 +30,7 @@ class OperatorBed:
     clock: StoppedClock = field(default_factory=lambda: StoppedClock(NOW_MS / 1000))
 
     def __post_init__(self) -> None:
-        self.catalogue = MemoryViewCatalogue(self.database)
+        self.catalogue = MemoryViewCatalogue(self.database, self.clock)
         self.repairer = MemoryViewRepairer(self.database, self.clock)
         self.writer = MemoryOrderWriter(self.database)
         self.keeper = MemoryKeeper(self.database)

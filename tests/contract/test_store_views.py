@@ -90,7 +90,7 @@ async def some_views(url: str | None, tail_deltas_max: int = 20_000) -> AsyncIte
         clock = SystemClock()
         yield Views(
             writes,
-            MemoryViewCatalogue(writes.database),
+            MemoryViewCatalogue(writes.database, clock),
             MemoryViewFolder(writes.database, clock),
             MemoryViewRepairer(writes.database, clock),
             MemoryViewReader(writes.database, tail_deltas_max=tail_deltas_max),
@@ -501,6 +501,21 @@ async def test_a_changed_definition_takes_over_with_another_epoch(views: Views) 
     assert await views.rows() == expected(changed, orders)
     after, _ = await views.folder.lane_versions()
     assert after["sales"] != epochs["sales"]
+
+
+async def test_a_replacement_takes_over_with_all_that_was_visible(views: Views) -> None:
+    """What was folded into the view it replaces, and told to be visible, is folded into it too."""
+    await views.make()
+    changed = await views.make(dimensions=["drink"], lanes=3)
+    orders = some_orders(40)
+    await views.store(orders)
+    await views.repairer.mark_backfilled("sales_2", None)
+    await views.catalogue.make_current("sales_2")
+    assert await views.folder.waiting_lanes() == []
+    folded = (await views.reader.snapshot("sales", 0)).rows
+    groups = {(row["tenant"], row["bucket"], row["drink"]) for row in folded}
+    assert groups == set(compute_deltas(changed, orders))
+    assert await views.rows() == expected(changed, orders)
 
 
 async def test_an_instance_that_withdraws_is_no_longer_counted(views: Views) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
@@ -36,6 +37,7 @@ from tests.view_writing import (
     stored_rows,
     write_orders,
 )
+from tests.workers import until
 
 pytestmark = pytest.mark.integration
 
@@ -317,6 +319,58 @@ async def test_a_changed_definition_is_filled_beside_the_old_one_and_takes_its_p
         await fold_all(PostgresViewFolder(pool), new)
         assert await stored_rows(pool, new) == expected_rows(changed, orders)
         assert await pool.fetchval("SELECT to_regclass('mv_sales_1')") is None
+
+
+async def test_a_replacement_waits_for_the_folds_of_its_lanes_before_it_takes_over(
+    database_url: str,
+) -> None:
+    orders = some_orders(50)
+    async with a_pool(database_url) as pool:
+        changed = await a_replacement(pool, orders)
+        async with pool.transaction() as fold:
+            await fold.execute("SELECT FROM view_lanes WHERE internal = 'sales_2' FOR UPDATE")
+            taking_over = asyncio.create_task(PostgresViewCatalogue(pool).make_current("sales_2"))
+            waiting = "SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+            await until(lambda: pool.fetchval(waiting))
+            assert not taking_over.done()
+        await taking_over
+        new = await live_view(pool)
+        assert new.internal == "sales_2"
+        assert await stored_rows(pool, new) == expected_rows(changed, orders)
+
+
+async def test_a_replacement_that_cannot_be_folded_at_once_stays_one(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders = some_orders(50)
+    async with a_pool(database_url) as pool:
+        await a_replacement(pool, orders)
+        catalogue = PostgresViewCatalogue(pool)
+        with monkeypatch.context() as patched:
+            patched.setattr("coffee_rt.store.view_catalogue.UNFOLDED_MAX", 1)
+            patched.setattr("coffee_rt.store.view_catalogue.TRIES_MAX", 2)
+            with pytest.raises(Retryable, match="wait to be folded"):
+                await catalogue.make_current("sales_2")
+        for _ in range(2):
+            await pool.execute(
+                "INSERT INTO mv_sales_2_deltas (lane, tenant, bucket, drink, orders, newest_at)"
+                " VALUES (0, 0, date_trunc('hour', now()), 'huge', 9223372036854775000, now())"
+            )
+        with pytest.raises(Retryable, match="can't be folded"):
+            await catalogue.make_current("sales_2")
+        assert (await live_view(pool)).internal == "sales_1"
+        assert await PostgresViewFolder(pool).quarantine(LaneKey("sales_2", 0), 1000) == 1
+        await catalogue.make_current("sales_2")
+        assert (await live_view(pool)).internal == "sales_2"
+
+
+async def a_replacement(pool: Pool, orders: Sequence[Order]) -> ViewDefinition:
+    """The definition of `sales_2`, a replacement with orders that nobody has folded."""
+    await a_live_view(pool)
+    changed = a_view("sales", dimensions=["drink"], measures={"orders": "count"}, **LASTING)
+    await PostgresViewCatalogue(pool).ensure_views([changed])
+    await commit_orders(pool, orders)
+    return changed
 
 
 async def test_a_change_taken_back_drops_its_replacement(database_url: str) -> None:

@@ -293,7 +293,7 @@ class World:
         return self._in_postgresql(MemoryStoreKeeper(self.database))
 
     def remote_catalogue(self) -> Any:
-        return self._in_postgresql(MemoryViewCatalogue(self.database))
+        return self._in_postgresql(MemoryViewCatalogue(self.database, self.clock))
 
     def remote_folder(self) -> Any:
         return self._in_postgresql(self.folder)

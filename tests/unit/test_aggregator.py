@@ -54,7 +54,7 @@ class Bed:
 
     def __post_init__(self) -> None:
         self.folder = MemoryViewFolder(self.database, self.clock)
-        self.catalogue = MemoryViewCatalogue(self.database)
+        self.catalogue = MemoryViewCatalogue(self.database, self.clock)
         self.breaker = CircuitBreaker("test-postgresql", clock=self.clock)
         publish = self.channels.publish
 

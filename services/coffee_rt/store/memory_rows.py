@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from coffee_rt.domain.views import Delta, Group, merge_deltas
-from coffee_rt.store.memory_database import MemoryRow, MemoryView
+from coffee_rt.store.memory_database import MemoryRow, MemoryView, StoredDelta
 
 
 def apply_delta(view: MemoryView, delta: Delta, lane: int, version: int) -> None:
@@ -15,6 +16,20 @@ def apply_delta(view: MemoryView, delta: Delta, lane: int, version: int) -> None
         row = Delta(delta.group, known.measures, known.newest_at_us)
         delta = merge_deltas(view.state.definition, row, delta)
     view.rows[delta.group] = MemoryRow(list(delta.measures), delta.newest_at_us, lane, version)
+
+
+def fold_deltas(
+    view: MemoryView, number: int, taken: Sequence[StoredDelta], oldest: float
+) -> tuple[int, set[Group]]:
+    """Fold deltas taken from a lane: (how many were past the view's retention, `oldest` in Unix seconds; the groups
+    that changed). The lane's version rises where any did."""
+    lane = view.lanes[number]
+    kept = [stored.delta for stored in taken if stored.delta.group[1] >= oldest]
+    changed = {delta.group for delta in kept}
+    lane.version += bool(changed)
+    for delta in kept:
+        apply_delta(view, delta, number, lane.version)
+    return len(taken) - len(kept), changed
 
 
 def merged_groups(view: MemoryView, *, is_tail: bool) -> dict[Group, Delta]:

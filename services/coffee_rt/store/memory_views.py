@@ -27,7 +27,7 @@ from coffee_rt.store.memory_database import (
     MemoryView,
     StoredDelta,
 )
-from coffee_rt.store.memory_rows import apply_delta, merged_groups, published_row
+from coffee_rt.store.memory_rows import fold_deltas, merged_groups, published_row
 from coffee_rt.store.view_changes import ViewChange, needs_refill, plan_change
 from coffee_rt.store.view_contract import (
     FILE_OWNER,
@@ -47,8 +47,9 @@ from coffee_rt.store.view_tables import Catalogue, LiveView, feature_level_of
 class MemoryViewCatalogue:
     """ViewCatalogueStore on a MemoryDatabase."""
 
-    def __init__(self, database: MemoryDatabase) -> None:
+    def __init__(self, database: MemoryDatabase, clock: Clock) -> None:
         self._database = database
+        self._clock = clock
 
     async def views(self) -> list[ViewState]:
         return self._states()
@@ -70,6 +71,9 @@ class MemoryViewCatalogue:
         chosen = self._database.views.get(internal)
         if chosen is None or chosen.state.is_current:
             return
+        for number, lane in enumerate(chosen.lanes):
+            taken, lane.deltas = lane.deltas, []
+            fold_deltas(chosen, number, taken, _oldest(chosen, self._clock))
         for state in self._states():
             if state.definition.name == chosen.state.definition.name and state.is_current:
                 del self._database.views[state.internal]
@@ -166,13 +170,8 @@ class MemoryViewFolder:
         self._database.reach("fold")
         lane = view.lanes[key.lane]
         taken, lane.deltas = self._take(lane, deltas_max)
-        oldest = self._clock.now() - view.state.definition.retention_days * DAY_SECONDS
-        kept = [stored.delta for stored in taken if stored.delta.group[1] >= oldest]
         previous = lane.version
-        changed = {delta.group for delta in kept}
-        lane.version += bool(changed)
-        for delta in kept:
-            apply_delta(view, delta, key.lane, lane.version)
+        expired, changed = fold_deltas(view, key.lane, taken, _oldest(view, self._clock))
         if not lane.deltas:
             lane.floor = self._database.oldest_xid()
         self._database.reach("folded")
@@ -189,7 +188,7 @@ class MemoryViewFolder:
             newest_at_ms=max((row["newest_at_ms"] for row in rows), default=0),
             is_drained=not lane.deltas,
             is_reload=len(rows) > rows_max,
-            expired_deltas=len(taken) - len(kept),
+            expired_deltas=expired,
         )
 
     def _take(
@@ -318,7 +317,7 @@ class MemoryViewRepairer:
 
     async def expire_rows(self, view: str) -> int:
         kept = self._view(view)
-        oldest = self._clock.now() - kept.state.definition.retention_days * DAY_SECONDS
+        oldest = _oldest(kept, self._clock)
         gone = [group for group in kept.rows if group[1] < oldest]
         for group in gone:
             del kept.rows[group]
@@ -356,6 +355,11 @@ class MemoryViewRepairer:
         lane = lane_of(group, view.state.definition.lanes)
         view.rows[group] = MemoryRow(list(fresh.measures), fresh.newest_at_us, lane, 0)
         return True
+
+
+def _oldest(view: MemoryView, clock: Clock) -> float:
+    """Unix seconds: buckets before it are past the view's retention."""
+    return clock.now() - view.state.definition.retention_days * DAY_SECONDS
 
 
 def _is_inside(group: Group, chunk: Chunk) -> bool:

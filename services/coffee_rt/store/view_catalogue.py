@@ -17,7 +17,7 @@ import asyncpg
 from coffee_rt.domain.views import ViewDefinition
 from coffee_rt.errors import Rejected, Retryable
 from coffee_rt.runtime.clock import Clock, SystemClock
-from coffee_rt.store.contract import FEATURE_LEVEL
+from coffee_rt.store.contract import FEATURE_LEVEL, BadData
 from coffee_rt.store.pool import Pool
 from coffee_rt.store.view_changes import ViewChange, needs_refill, plan_change
 from coffee_rt.store.view_contract import FILE_OWNER, NO_OWNER, ViewState
@@ -33,6 +33,9 @@ from coffee_rt.store.view_tables import (
 LOCK_MILLISECONDS = 200
 """How long commits may queue behind a change that waits. Shorter needs more tries under load."""
 TRIES_MAX = 50
+UNFOLDED_MAX = 1_000
+"""Deltas of a lane folded while commits wait for a replacement to take over: some tens of milliseconds. What
+waits between two folds is far less; more means that folds are behind, and the replacement waits for them."""
 OLD_PROCESS_SECONDS = 30
 """A process silent for longer counts as gone when a view needs newer ones."""
 
@@ -42,6 +45,10 @@ SELECT c.internal, c.definition::text AS definition, c.filter::text AS filter, c
        c.backfilled_to, c.is_refill, c.owner, c.generation || view_epoch_suffix() AS epoch
 FROM view_catalogue c ORDER BY c.name, c.is_current, c.internal
 """
+
+
+class _FoldsBehind(Retryable):
+    """Too much waits to be folded to do it under the lock."""
 
 
 class PostgresViewCatalogue:
@@ -88,13 +95,14 @@ class PostgresViewCatalogue:
         return [state.internal for state in known if state.backfilled_to is not None]
 
     async def make_current(self, internal: str) -> None:
-        """Put a filled replacement in the place of the view it replaces, which is dropped."""
+        """See ViewCatalogueStore; the view it replaces is dropped."""
 
         async def replace(connection: Any) -> None:
             known = [_state(row) for row in await connection.fetch(_VIEWS)]
             chosen = next((state for state in known if state.internal == internal), None)
             if chosen is None or chosen.is_current:
                 return
+            await _fold_all(connection, chosen)
             for state in known:
                 if state.definition.name == chosen.definition.name and state.is_current:
                     await _drop(connection, state.internal)
@@ -103,7 +111,11 @@ class PostgresViewCatalogue:
             )
             await _raise_generation(connection)
 
-        await self._change(replace)
+        try:
+            await self._change(replace)
+        except BadData as error:
+            # The aggregators meet it too, and put it away.
+            raise Retryable(f"{internal} holds a delta that can't be folded: {error}") from error
 
     async def drop_view(self, name: str, owner: str | None = None) -> None:
         """See ViewCatalogueStore."""
@@ -136,7 +148,7 @@ class PostgresViewCatalogue:
 
     async def _change(self, work: Callable[[Any], Awaitable[None]]) -> None:
         """Run `work` in a transaction that holds the exclusive lock; wholly again when a lock (also of
-        a DROP TABLE in it) was not had in time. Raises Retryable after TRIES_MAX."""
+        a DROP TABLE in it) was not had in time, or folds are behind. Raises Retryable after TRIES_MAX."""
         begin = (
             "BEGIN; SET LOCAL synchronous_commit = on;"
             f" SET LOCAL lock_timeout = {LOCK_MILLISECONDS}"
@@ -148,7 +160,8 @@ class PostgresViewCatalogue:
                     await work(connection)
                 return
             except Retryable as error:
-                is_busy = isinstance(error.__cause__, asyncpg.LockNotAvailableError)
+                is_locked = isinstance(error.__cause__, asyncpg.LockNotAvailableError)
+                is_busy = is_locked or isinstance(error, _FoldsBehind)
                 if not is_busy or attempt == TRIES_MAX - 1:
                     raise
             await self._clock.sleep(self._uniform(0.02, 0.2))
@@ -252,6 +265,22 @@ async def _check_processes(connection: Any, definition: ViewDefinition) -> None:
     )
     if older is not None:
         raise Retryable(f"{older} is too old for view {definition.name}")
+
+
+async def _fold_all(connection: Any, state: ViewState) -> None:
+    """Fold all that waits in a view. The caller holds the exclusive lock, so no commit is under way: what was told to
+    be visible in the view that goes is visible in this one before anybody reads it."""
+    # A fold passes over the lanes that another holds; these are waited for.
+    await connection.execute(
+        "SELECT FROM view_lanes WHERE internal = $1 ORDER BY lane FOR UPDATE", state.internal
+    )
+    behind: int = await connection.fetchval(
+        f"SELECT count(*) FROM mv_{state.internal}_fold($1, $2, 0) WHERE NOT _is_drained",
+        list(range(state.definition.lanes)),
+        UNFOLDED_MAX,
+    )
+    if behind:
+        raise _FoldsBehind(f"too many deltas of {state.internal} wait to be folded")
 
 
 async def _drop(connection: Any, internal: str) -> None:

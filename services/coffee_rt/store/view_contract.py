@@ -107,7 +107,9 @@ class ViewCatalogueStore(Protocol):
         from FILE_OWNER. Raises Retryable while a process runs that is too old for a definition."""
 
     async def make_current(self, internal: str) -> None:
-        """Put a filled replacement in the place of the view it replaces; its epoch is another."""
+        """Put a filled replacement in the place of the view it replaces; its epoch is another. All that was
+        committed until then is folded into it: what was visible stays so. Raises Retryable where folds are too far behind
+        for that."""
 
     async def drop_view(self, name: str, owner: str | None = None) -> None:
         """Drop a view and its replacement. Raises Rejected when there is none of that name, or with
