@@ -229,6 +229,17 @@ async def test_what_was_stored_before_may_have_touched_any_lane(store: WriteStor
     assert elsewhere.touched_lanes == {"sales": [0, 1, 2]}
 
 
+async def test_a_commit_names_the_timeline_that_the_epochs_end_with(store: WriteStore) -> None:
+    entry = an_entry(an_order())
+    first, again = await store.commit(entry), await store.commit(entry)
+    assert first.timeline == again.timeline
+    if store.pool is None:
+        assert store.database is not None
+        assert store.database.epoch_of("1") == f"1.{first.timeline}"
+    else:
+        assert await store.keeper.timeline() == first.timeline
+
+
 async def test_recent_orders_page_backwards_by_tenant_and_store(store: WriteStore) -> None:
     orders = [an_order(store="uptown" if n % 2 else "harbour") for n in range(6)]
     await store.commit(an_entry(*orders, an_order(tenant=9)))

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 
 from coffee_rt.channels.memory import MemoryChannels
-from coffee_rt.channels.messages import Stored, StoredEntry, encode
+from coffee_rt.channels.messages import Stored, StoredEntry, ViewChange, encode
 from coffee_rt.order_api.acks import ASK_SECONDS_MAX, Ack, Acks
 from coffee_rt.runtime.clock import SystemClock
 from coffee_rt.streams.contract import EntryId, Position
@@ -41,9 +41,13 @@ async def listening(
             await listener
 
 
-def commit() -> bytes:
+def commit(xid: int = 7, lanes: dict[str, list[int]] | None = None, timeline: str = "") -> bytes:
     entry = StoredEntry(POSITION.shard, str(POSITION.entry_id), POSITION.batch_id)
-    return encode(Stored(xid=7, entries=[entry], lanes={}))
+    return encode(Stored(xid, [entry], lanes or {}, timeline=timeline))
+
+
+def folded(epoch: str, floor: int) -> bytes:
+    return encode(ViewChange("sales", epoch, 0, 2, 1, floor, []))
 
 
 async def waits(acks: Acks, seconds: float) -> Ack:
@@ -77,6 +81,20 @@ async def test_gap_in_the_publications_is_asked_about_at_once(
         await asyncio.sleep(0)
         channels.interrupt()
         assert await waiting is Ack.STORED
+
+
+async def test_floors_of_another_timeline_make_nothing_visible() -> None:
+    """A promoted PostgreSQL gives the transaction ids of lost commits again, below the floors known."""
+    channels = MemoryChannels()
+    async with listening(channels, _is_not_settled) as acks:
+        await channels.publish("view:sales", folded("1.7.1", floor=1_000))
+        await channels.publish("stored", commit(xid=900, lanes={"sales": [0]}, timeline="7.2"))
+        assert await waits(acks, LONG_SECONDS) is Ack.STORED
+        assert await acks.wait({POSITION}, Ack.VISIBLE, 0.05) is Ack.STORED
+        await channels.publish("view:sales", folded("1.7.2", floor=900))
+        assert await acks.wait({POSITION}, Ack.VISIBLE, 0.05) is Ack.STORED
+        await channels.publish("view:sales", folded("1.7.2", floor=901))
+        assert await acks.wait({POSITION}, Ack.VISIBLE, LONG_SECONDS) is Ack.VISIBLE
 
 
 async def test_log_that_hangs_makes_no_answer_late() -> None:

@@ -61,6 +61,8 @@ class Stored(msgspec.Struct):
     dead: list[bytes] = []
     """Order ids that became dead letters."""
     duplicates: list[bytes] = []
+    timeline: str = ""
+    """What the epochs end with whose floors `xid` compares with; empty from an older release."""
 
 
 class RecentOrder(msgspec.Struct):

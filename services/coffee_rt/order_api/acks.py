@@ -207,8 +207,11 @@ class Acks:
         return level
 
     def _is_visible(self, commit: Stored) -> bool:
+        # A promoted or restored PostgreSQL gives transaction ids again: floors of before it say nothing of this commit.
+        suffix = f".{commit.timeline}" if commit.timeline else ""
         return all(
-            self._floors.get((view, lane), 0) > commit.xid
+            self._epochs.get(view, "").endswith(suffix)
+            and self._floors.get((view, lane), 0) > commit.xid
             for view, lanes in commit.lanes.items()
             for lane in lanes
         )

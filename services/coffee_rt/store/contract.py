@@ -74,6 +74,8 @@ class Committed:
     before: which lanes that touched is not known any more, and it may not be folded yet."""
     dead_order_ids: Sequence[bytes] = ()
     duplicate_order_ids: Sequence[bytes] = ()
+    timeline: str = ""
+    """Of the primary that has it: its `xid` compares with floors of epochs that end so, and with no others."""
 
 
 class BadData(Exception):

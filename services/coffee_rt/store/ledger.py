@@ -19,7 +19,7 @@ from coffee_rt.store.pool import Pool
 
 # Purpose: claim the entries not stored yet, in the order that can't deadlock with another worker's; read
 # the views' generation in a statement later than the catalogue lock's, whose snapshot
-# may be older than a view that was just made, and the transaction.
+# may be older than a view that was just made, the transaction, and whose transaction ids these are.
 _RECORD = """
 WITH entry AS (
     SELECT * FROM unnest(
@@ -39,7 +39,7 @@ WITH entry AS (
     FROM fresh GROUP BY shard
 )
 SELECT (SELECT generation FROM view_generation) AS generation,
-       pg_current_xact_id()::text::int8 AS xid,
+       pg_current_xact_id()::text::int8 AS xid, ltrim(view_epoch_suffix(), '.') AS timeline,
        CASE WHEN (SELECT count(*) FROM fresh) < $10
             THEN ARRAY(SELECT batch_id FROM fresh) END AS fresh
 """
@@ -190,6 +190,7 @@ class Recorded:
 
     generation: int
     xid: int
+    timeline: str
     fresh: frozenset[bytes] | None
 
 
@@ -211,7 +212,7 @@ async def record_entries(connection: Any, entries: Sequence[EntryPlan]) -> Recor
     )
     fresh = row["fresh"]
     known = None if fresh is None else frozenset(ledger_id.bytes for ledger_id in fresh)
-    return Recorded(row["generation"], row["xid"], known)
+    return Recorded(row["generation"], row["xid"], row["timeline"], known)
 
 
 async def touch_entry(connection: Any, ledger_id: bytes) -> None:

@@ -144,6 +144,7 @@ class MemoryOrderWriter:
             touched_lanes=database.catalogue.lanes if known or plan.duplicate_ids else touched,
             dead_order_ids=plan.dead_ids,
             duplicate_order_ids=plan.duplicate_ids,
+            timeline=database.epoch_of("").lstrip("."),
         )
 
     def _insert(self, plan: BatchPlan) -> list[Order]:

@@ -206,7 +206,12 @@ class PostgresOrderWriter:
             raise ViewsTooNew(f"this release can't maintain the views {names}")
         if recorded.fresh is not None and not recorded.fresh:
             await touch_entry(connection, batch.plan.entries[0].ledger_id)
-            return Committed(recorded.xid, _outcomes(batch.entries, []), catalogue.lanes)
+            return Committed(
+                recorded.xid,
+                _outcomes(batch.entries, []),
+                catalogue.lanes,
+                timeline=recorded.timeline,
+            )
         planned = batch.plan
         batch = self._narrow(batch, recorded.fresh, catalogue, suspicion)
         if batch.plan.keyed and self._are_keys_noted:
@@ -229,6 +234,7 @@ class PostgresOrderWriter:
             touched_lanes=catalogue.lanes if is_repeated else touched,
             dead_order_ids=batch.plan.dead_ids,
             duplicate_order_ids=batch.plan.duplicate_ids,
+            timeline=recorded.timeline,
         )
 
     async def _take(self, connection: Any, batch: _Prepared, is_claimed: bool) -> _Prepared:

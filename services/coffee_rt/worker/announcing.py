@@ -117,6 +117,7 @@ def stored_message(stored: StoredBatch) -> Stored:
         lanes=committed.touched_lanes,
         dead=list(committed.dead_order_ids),
         duplicates=list(committed.duplicate_order_ids),
+        timeline=committed.timeline,
     )
 
 
