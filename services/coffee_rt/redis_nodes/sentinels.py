@@ -42,7 +42,8 @@ class SentinelFinder:
         self._asked_at = 0.0
         self._is_login_needed = True
         self._moves = 0
-        self._agreed: Node | None = None
+        self._named: set[Node] = set()
+        """Whom connections may have been opened to since the last move, by however many sentinels named."""
         self._watching: asyncio.Task[None] | None = None
 
     async def find(self, key: bytes | None) -> Node:
@@ -119,10 +120,11 @@ class SentinelFinder:
         if not votes:
             raise NotConnected(problem)
         [(master, count)] = votes.most_common(1)
-        if count > len(hosts) // 2 and master != self._agreed:
+        self._named.add(master)
+        if count > len(hosts) // 2 and len(self._named) > 1:
             # Fewer may be those that were cut off, and are no reason to leave a server that answers.
-            self._moves += self._agreed is not None
-            self._agreed = master
+            self._moves += 1
+            self._named = {master}
         return master
 
     async def _ask(self, sentinel: Node, *command: str) -> Any:
