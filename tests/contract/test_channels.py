@@ -163,6 +163,19 @@ async def _stop(reader: asyncio.Task[tuple[str, bytes] | None]) -> None:
 
 
 @pytest.mark.integration
+async def test_a_strangers_message_under_a_name_that_is_no_text_ends_no_subscription(
+    valkey_url: str, redis_namespace: str
+) -> None:
+    channels = RedisChannels(valkey_url, namespace=redis_namespace)
+    async with channels.subscribe("view:*") as subscription, Redis.from_url(valkey_url) as stranger:
+        await stranger.publish(f"{redis_namespace}:live:view:".encode() + b"\xff", b"{}")
+        await channels.publish("view:sales", b"after")
+        received = [await receive(subscription) for _ in range(2)]
+    assert received[1] == ("view:sales", b"after")
+    await channels.close()
+
+
+@pytest.mark.integration
 async def test_idle_subscription_outlives_many_pings(valkey_url: str, redis_namespace: str) -> None:
     channels = RedisChannels(valkey_url, namespace=redis_namespace, ping_seconds=0.02)
     admin = Redis.from_url(valkey_url)

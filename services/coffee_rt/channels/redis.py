@@ -169,7 +169,8 @@ class RedisChannels:
                 continue
             is_pinged = False
             if message["type"] in ("message", "pmessage"):
-                topic = message["channel"].decode()
+                # Whoever may publish may do so under any name: one that is no text is nobody's topic.
+                topic = message["channel"].decode(errors="replace")
                 mailbox.put(topic.removeprefix(self._prefix), message["data"])
 
 
