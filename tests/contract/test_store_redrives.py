@@ -9,6 +9,7 @@ import msgspec
 from coffee_rt.domain.orders import Order
 from coffee_rt.domain.wire import encode_record
 from coffee_rt.store.contract import DeadRecord, EntryWrite
+from coffee_rt.store.letter_desk import PostgresLetterDesk
 from coffee_rt.store.redrives import LetterSelection, Outcome
 from tests.builders import NOW_MS, a_view, an_order
 from tests.store_harness import WriteStore, an_entry
@@ -139,6 +140,72 @@ async def test_the_loser_of_a_key_is_stored_only_when_named(store: WriteStore) -
     named = LetterSelection(ids=(letter.id,))
     assert await send_all(store, named, "r2") == {Outcome.STORED: 1}
     assert await sums(store) == (2, 2, 0, 0)
+
+
+def retry_of(order: Order, **changes: object) -> Order:
+    """The same request once more, as another process takes it: an id of its own."""
+    return msgspec.structs.replace(order, **({"order_id": an_order().order_id} | changes))
+
+
+async def test_a_redriven_orders_key_is_its_own(store: WriteStore) -> None:
+    """A repetition that did not come by the log, which would have known it: by the intake, while the log was away."""
+    order = an_order(key_hash=b"k" * 16)
+    await store.commit(dead_entry(order))
+    assert await send_all(store) == {Outcome.STORED: 1}
+    retry = retry_of(order)
+    committed = await store.commit(an_entry(retry))
+    assert committed.outcomes[0].duplicates == 1
+    found = await store.reader.find_order(0, retry.order_id)
+    assert found is not None
+    assert found.order.order_id == order.order_id
+    assert await sums(store) == (2, 1, 1, 0)
+
+
+async def test_a_letter_whose_repetition_is_stored_is_a_duplicate(store: WriteStore) -> None:
+    order = an_order(key_hash=b"k" * 16)
+    retry, other = retry_of(order), retry_of(order, drink="tea", body_hash=b"o" * 16)
+    await store.commit(dead_entry(order), dead_entry(other))
+    await store.commit(an_entry(retry))
+    assert await send_all(store) == {Outcome.DUPLICATE: 1, Outcome.STILL_BAD: 1}
+    found = await store.reader.find_order(0, order.order_id)
+    assert found is not None
+    assert found.order.order_id == retry.order_id
+    assert await sums(store) == (3, 1, 1, 1)
+    # That this one is meant too, somebody has to say.
+    [letter] = await store.reader.dead_letters(None, 10, None)
+    assert letter.code == "idempotency-key-conflict"
+    assert await send_all(store, name="r2") == {Outcome.SKIPPED: 1}
+    assert await send_all(store, LetterSelection(ids=(letter.id,)), "r3") == {Outcome.STORED: 1}
+    assert await sums(store) == (3, 2, 1, 0)
+
+
+async def test_an_order_that_lost_its_id_after_it_took_its_key_is_no_rival_of_itself(
+    store: WriteStore,
+) -> None:
+    taken = an_order()
+    loser = an_order(order_id=taken.order_id, drink="tea", key_hash=b"k" * 16)
+    await store.commit(an_entry(taken))
+    await store.commit(an_entry(loser))
+    [letter] = await store.reader.dead_letters(None, 10, None)
+    assert letter.code == "order-id-conflict"
+    amended = retry_of(loser, body_hash=b"a" * 16)
+    await amend(store, letter.id, amended)
+    assert await send_all(store) == {Outcome.STORED: 1}
+    found = await store.reader.find_order(0, amended.order_id)
+    assert found is not None
+    assert found.order.order_id == amended.order_id
+
+
+async def amend(store: WriteStore, letter_id: int, order: Order) -> None:
+    """As LetterDesk does."""
+    if store.pool is not None:
+        desk = PostgresLetterDesk(store.pool)
+        await desk.amend(None, letter_id, lambda _: order, "somebody")
+        return
+    assert store.database is not None
+    letters = store.database.dead_letters
+    [index] = [at for at, letter in enumerate(letters) if letter.id == letter_id]
+    letters[index] = replace(letters[index], amended=encode_record(order))
 
 
 async def test_a_selection_takes_only_what_matches_all_of_it(store: WriteStore) -> None:

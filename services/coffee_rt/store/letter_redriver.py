@@ -1,6 +1,6 @@
 """LetterRedriver on PostgreSQL: a batch of dead letters a transaction, with everything a commit writes.
 
-The steps keep the order of a worker's commit (catalogue lock, ledger, orders by id, deltas), with the
+The steps keep the order of a worker's commit (catalogue lock, keys, orders by id, deltas), with the
 letters' own rows first: whoever holds those is the only one to send them. The ledger's row of an entry may
 be compacted already; the sums by shard are changed in either case, by as much.
 """
@@ -16,11 +16,12 @@ from typing import Any
 from coffee_rt.domain import wire
 from coffee_rt.domain.orders import Order
 from coffee_rt.errors import Rejected
-from coffee_rt.store.batches import plan_batch
+from coffee_rt.store.batches import plan_batch, settle_key_losers
 from coffee_rt.store.contract import BadData, DeadLetter, ViewsTooNew
 from coffee_rt.store.dead_letters import COLUMNS, insert_aliases, letter_of, storable
 from coffee_rt.store.duplicates import insert_suspects
 from coffee_rt.store.faults import MissingPartition
+from coffee_rt.store.order_keys import claim_keys
 from coffee_rt.store.order_rows import RowEncoder
 from coffee_rt.store.orders import begin_commit, copy_deltas, encode_views
 from coffee_rt.store.partitions import ensure_days_of
@@ -34,6 +35,8 @@ from coffee_rt.store.redrives import (
     Redriven,
     RedrivePlan,
     answered_aliases,
+    key_claims,
+    key_rivals,
     ledger_moves,
     plan_redrive,
     settle,
@@ -181,6 +184,8 @@ class PostgresLetterRedriver:
             raise ViewsTooNew("this release can't maintain a view")
         plan = self._plan(letters, sending.named)
         batch = plan_batch(plan.entries)
+        holders = await claim_keys(connection, key_claims(plan, batch))
+        settle_key_losers(batch, key_rivals(plan, batch, holders))
         payload = self._encoder.encode(batch.rows)
         inserted = await insert_suspects(connection, batch, batch.rows, payload)
         orders: list[Order] = [row[1] for row in inserted]

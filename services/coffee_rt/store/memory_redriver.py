@@ -12,8 +12,14 @@ from dataclasses import replace
 from coffee_rt.domain.ids import id_time_ms
 from coffee_rt.domain.orders import Order
 from coffee_rt.domain.views import compute_deltas, lane_of
-from coffee_rt.store.batches import BatchPlan, plan_batch, settle_repetition
+from coffee_rt.store.batches import (
+    BatchPlan,
+    plan_batch,
+    settle_key_losers,
+    settle_repetition,
+)
 from coffee_rt.store.contract import DeadLetter, StoredOrder
+from coffee_rt.store.intake_contract import KeyHolder
 from coffee_rt.store.memory_database import MemoryDatabase
 from coffee_rt.store.redrives import (
     ID_AGE_DAYS_MAX,
@@ -23,6 +29,8 @@ from coffee_rt.store.redrives import (
     Outcome,
     Redriven,
     answered_aliases,
+    key_claims,
+    key_rivals,
     ledger_moves,
     plan_redrive,
     settle,
@@ -76,10 +84,20 @@ class MemoryLetterRedriver:
                 bad = Redriven(letter.id, Outcome.STILL_BAD, "bad-data", _RETIRED)
                 plan.settled.append(bad)
         batch = plan_batch(plan.entries)
+        claims = key_claims(plan, batch)
+        held = self._database.order_keys
+        holders = {
+            key: held[key]
+            for key, order_id, *_ in claims
+            if key in held and held[key].order_id != order_id
+        }
+        settle_key_losers(batch, key_rivals(plan, batch, holders))
         kept = {id(order) for _, order in plan.places.values()}
         inserted = [order for order in self._insert(batch, is_dry_run) if id(order) in kept]
         done = settle(plan, batch, {id(order) for order in inserted})
         if not is_dry_run:
+            for key, *holder in claims:
+                held.setdefault(key, KeyHolder(*holder))
             aliases = [*batch.aliases, *answered_aliases(plan, batch, done)]
             self._count(inserted, aliases, ledger_moves(letters, done))
             self._mark(redrive, done, now_ms)

@@ -7,7 +7,7 @@ dies when and however many send it. What is still bad stays a dead letter, with 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -18,6 +18,7 @@ from coffee_rt.domain.orders import Order, check_stored_order
 from coffee_rt.errors import Rejected
 from coffee_rt.store.batches import KEY_CONFLICT, ORDER_ID_CONFLICT, BatchPlan
 from coffee_rt.store.contract import DeadLetter, EntryWrite
+from coffee_rt.store.intake_contract import KeyHolder
 
 LETTERS_MAX = 500
 """Letters of one transaction. More: longer locks, and more is done again after a crash."""
@@ -171,6 +172,30 @@ def check_id_time(order_id: bytes, now_ms: int, age_days_max: int = ID_AGE_DAYS_
     age_ms = now_ms - id_time_ms(order_id)
     if not -_AHEAD_MS <= age_ms <= age_days_max * _DAY_MS:
         raise Rejected("order-id-time", "is older than retention or in the future", "/order_id")
+
+
+def key_claims(plan: RedrivePlan, batch: BatchPlan) -> list[tuple[bytes, bytes, bytes, bytes]]:
+    """The keys that the letters' orders take, as those of any order: else a repetition would be another order. One
+    that was named although its key has an order takes none."""
+    taking = {
+        order.order_id for letter, order in plan.places.values() if letter.code != KEY_CONFLICT
+    }
+    return [claim for claim in batch.claims() if claim[1] in taking]
+
+
+def key_rivals(
+    plan: RedrivePlan, batch: BatchPlan, holders: Mapping[bytes, KeyHolder]
+) -> dict[bytes, KeyHolder]:
+    """Those holders of keys that are other orders. Under the id that a letter's client was answered it is the letter
+    itself, whatever id it is stored under now."""
+    answered = {id(order): letter.order_id for letter, order in plan.places.values()}
+    return {
+        key: holders[key]
+        for _, order, _ in batch.keyed
+        if (key := order.key_hash) is not None
+        and key in holders
+        and holders[key].order_id != answered[id(order)]
+    }
 
 
 def settle(plan: RedrivePlan, batch: BatchPlan, inserted: Collection[int]) -> list[Redriven]:
