@@ -13,19 +13,23 @@ import asyncpg
 import pytest
 
 from coffee_rt.domain.ids import IdMinter, format_id, parse_id
-from coffee_rt.domain.wire import INTAKE_SHARD
-from coffee_rt.errors import Retryable
+from coffee_rt.domain.wire import INTAKE_SHARD, WIRE_VERSION, encode_record
+from coffee_rt.errors import Busy, Retryable
+from coffee_rt.order_api.intake_queue import IntakeLimits, IntakeQueue
 from coffee_rt.query_api.finding import Found, OrderFinder
 from coffee_rt.runtime.breaker import CircuitBreaker
+from coffee_rt.runtime.clock import SystemClock
 from coffee_rt.runtime.lifecycle import Lifecycle
 from coffee_rt.runtime.settings import DatabaseSettings, RedisSettings
 from coffee_rt.store.intake import PostgresIntake
+from coffee_rt.store.intake_contract import IntakeWrite
 from coffee_rt.store.pool import create_pool
 from coffee_rt.store.queries import PostgresOrderReader
 from coffee_rt.streams.contract import Position
 from coffee_rt.streams.redis_log import RedisLog
 from coffee_rt.worker.settings import WorkerSettings
 from coffee_rt.worker.wiring import build_worker
+from tests.builders import NOW_MS, an_order
 from tests.integration.order_api_process import (
     BATCH,
     ORDER,
@@ -155,6 +159,37 @@ async def test_an_order_in_a_batch_of_a_newer_release_is_not_denied(outage: Outa
     await outage.connection.execute("UPDATE intake SET version = 99")
     with pytest.raises(Retryable, match="newer release"):
         await outage.find(reply.json["order_id"])
+
+
+async def test_a_repetition_that_only_the_intake_answers_is_a_write_of_its_own(
+    outage: Outage,
+) -> None:
+    """It is then answered only when what it repeats is on the standbys that a commit waits for."""
+    assert (await outage.post("cut", "till-1")).status == 202
+    before = await outage.connection.fetchval("SELECT count(*) FROM intake_accepted")
+    again = await outage.post("cut", "till-1")
+    assert (again.status, again.json["duplicate"]) == (202, True)
+    assert await outage.connection.fetchval("SELECT count(*) FROM intake_accepted") == before + 1
+    assert (await outage.intake.state()).imbalance == 0
+
+
+async def test_a_busy_pool_is_no_outage_of_the_intake(
+    valkey_url: str, redis_namespace: str, database_url: str
+) -> None:
+    settings = DatabaseSettings(url=database_url, pool_size_max=1, acquire_seconds_max=0.1)
+    pool = await create_pool(settings)
+    intake = PostgresIntake(pool)
+    producer = RedisLog(RedisSettings(url=valkey_url), redis_namespace, 4).producer()
+    breaker = CircuitBreaker("intake", failures=1, open_seconds=600)
+    queue = IntakeQueue(intake, producer, breaker, SystemClock(), IntakeLimits())
+    write = IntakeWrite(IdMinter().mint(NOW_MS), WIRE_VERSION, [encode_record(an_order())], [])
+    async with pool.connection():
+        assert not await queue.is_usable()
+        with pytest.raises(Busy):
+            await intake.append(write)
+    assert await queue.is_usable()
+    await producer.close()
+    await pool.close()
 
 
 async def test_a_worker_that_starts_while_redis_is_away_stores_what_waits(outage: Outage) -> None:

@@ -94,6 +94,22 @@ STORING = (
         (f"{_COMMIT}::test_batch_wholly_seen_still_makes_a_write",),
     ),
     Mechanism(
+        "a-repetition-in-the-intake-writes",
+        "a flush of the intake that holds nothing but repetitions makes one small write",
+        "an order whose commit gave up its wait for a standby is answered as safe though no standby has it",
+        (
+            Edit(
+                "store/intake.py",
+                "                elif not claims:\n",
+                "                elif False:\n",
+            ),
+        ),
+        (
+            "integration/test_intake.py"
+            "::test_a_repetition_that_only_the_intake_answers_is_a_write_of_its_own",
+        ),
+    ),
+    Mechanism(
         "a-missing-partition-is-no-verdict",
         "of the failed checks, the one that names no constraint means a partition is missing",
         "all orders of a day without a partition become dead letters",

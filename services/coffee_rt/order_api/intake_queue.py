@@ -212,6 +212,9 @@ class IntakeQueue:
         async with self._breaker:
             try:
                 self._state = await self._intake.state()
+            except NotExecuted:
+                # Busy among them: no sign of an outage, which the breaker would take another error for.
+                raise
             except Retryable as error:
                 # A look takes nothing: whoever waits for it is where it was.
                 raise NotExecuted(str(error)) from error

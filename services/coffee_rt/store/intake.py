@@ -49,6 +49,10 @@ INSERT INTO intake (batch_id, version, records, bytes, trace, order_ids, data)
 VALUES ($1, $2, $3, $4, $5, $6::text::uuid[], $7)
 """
 
+# Purpose: a write where all of a flush is known, so that it is only answered when what it repeats is wherever a commit
+# waits to be: one whose wait for a standby was given up is visible all the same.
+_REPEAT = "INSERT INTO intake_accepted (batches, records) VALUES (0, 0)"
+
 # Purpose: how much waits, and whether all that was ever taken is accounted for, in one snapshot.
 _STATE = """
 WITH waiting AS (
@@ -170,9 +174,11 @@ class PostgresIntake:
                     raise _Raced
                 if plan.records:
                     await _insert(connection, write, plan.records)
+                elif not claims:
+                    await connection.execute(_REPEAT)
                 is_committing = True
         except Retryable as error:
-            if is_committing:
+            if is_committing or isinstance(error, NotExecuted):
                 raise
             # Without a COMMIT nothing of it can ever be.
             raise NotExecuted(str(error)) from error
