@@ -57,7 +57,13 @@ async def test_a_database_without_its_tables_is_503_until_it_is_migrated(
 
 @pytest.mark.parametrize(
     "error",
-    [asyncpg.InvalidPasswordError, asyncpg.InvalidCatalogNameError, asyncpg.CannotConnectNowError],
+    [
+        asyncpg.InvalidPasswordError,
+        asyncpg.InvalidCatalogNameError,
+        asyncpg.CannotConnectNowError,
+        # Its disk fails: "could not read block 7 in file ...: Input/output error".
+        asyncpg.PostgresIOError,
+    ],
 )
 def test_a_database_that_refuses_us_is_no_reason_to_end(error: type[Exception]) -> None:
     assert isinstance(map_error(error("refused")), Retryable)

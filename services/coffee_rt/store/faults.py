@@ -15,7 +15,8 @@ import asyncpg
 from coffee_rt.errors import Retryable, TooSlow
 from coffee_rt.store.contract import BadData
 
-_RETRYABLE_CLASSES = frozenset({"08", "40", "53", "55", "57"})
+_RETRYABLE_CLASSES = frozenset({"08", "40", "53", "55", "57", "58"})
+"""58: PostgreSQL's disk or system fails, not a statement of ours."""
 _REFUSED_CLASSES = frozenset({"28", "3D"})
 """Wrong password, no such database: mended outside, or by a restart with other settings."""
 _READ_ONLY = "25006"

@@ -17,6 +17,7 @@ from tests.chaos.scenario import World, scenario
 
 MEGABYTE = 1 << 20
 FAULT_SECONDS = 8.0
+SLOW_SYNC_SECONDS = 0.15
 
 
 async def run(*command: str | Path) -> None:
@@ -106,6 +107,32 @@ async def postgres_disk_full(world: World) -> None:
         await start_until_it_stays(world, "postgres", FAULT_SECONDS)
         (folder / "filler").unlink()
         await start_until_it_stays(world, "postgres", 3)
+
+
+@scenario(
+    "slow-disks",
+    fault=f"every fdatasync of both servers takes {SLOW_SYNC_SECONDS} s more",
+    alone=True,
+)
+async def slow_disks(world: World) -> None:
+    platform = world.platform
+
+    async def restart(delay_seconds: float) -> None:
+        # strace stands before the server: asked to end it would leave it to itself.
+        await platform.kill("valkey")
+        await platform.stop_server("postgres")
+        platform.valkey.is_traced = bool(delay_seconds)
+        platform.valkey.sync_delay_seconds = delay_seconds
+        slow = f"fdatasync:delay_enter={int(delay_seconds * 1_000_000)}"
+        platform.postgres.faults = (slow,) if delay_seconds else None
+        for name in ("postgres", "valkey"):
+            await platform.start_part(name)
+
+    async with world.fault():
+        await restart(SLOW_SYNC_SECONDS)
+        await world.accepted(100)
+        await world.sleep(FAULT_SECONDS)
+        await restart(0.0)
 
 
 @scenario(
