@@ -28,13 +28,17 @@ class Waits:
     def __init__(self) -> None:
         self._came: deque[tuple[float, int]] = deque()
         self._came_total = 0
+        self._lost = 0
+        """Left the queue without being taken: at its limit of open files libuv hangs up on those who wait."""
 
     def see(self, now: float, taken: int, waiting: int) -> None:
         """`taken` of them so far, and `waiting` now. Called often: between two calls nobody's coming is known."""
-        came = taken + waiting
+        came = taken + self._lost + waiting
         if came > self._came_total:
             self._came_total = came
             self._came.append((now, came))
+        else:
+            self._lost += self._came_total - came
         self._forget(taken)
 
     def first_waited(self, now: float, taken: int) -> float:
@@ -43,7 +47,7 @@ class Waits:
         return now - self._came[0][0] if self._came else 0.0
 
     def _forget(self, taken: int) -> None:
-        while self._came and self._came[0][1] <= taken:
+        while self._came and self._came[0][1] <= taken + self._lost:
             self._came.popleft()
 
 
