@@ -1,4 +1,4 @@
-"""What may happen to a disk: full, slow, its last write torn, a bit flipped.
+"""What may happen to a disk: full, slow, failing, its last write torn, a bit flipped.
 
 Full disks are small tmpfs mounts made for the scenario (root only), never the machine's own.
 """
@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+
+import asyncpg
 
 from coffee_rt.embedded.server_process import Server, ServerProblem
 from tests.chaos.scenario import World, scenario
@@ -18,6 +21,8 @@ from tests.chaos.scenario import World, scenario
 MEGABYTE = 1 << 20
 FAULT_SECONDS = 8.0
 SLOW_SYNC_SECONDS = 0.15
+
+_OUR_SESSIONS = "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'coffee-rt%'"
 
 
 async def run(*command: str | Path) -> None:
@@ -133,6 +138,45 @@ async def slow_disks(world: World) -> None:
         await world.accepted(100)
         await world.sleep(FAULT_SECONDS)
         await restart(0.0)
+
+
+@asynccontextmanager
+async def failing_disk(world: World) -> AsyncIterator[None]:
+    """Every other write of our sessions to a file of the database fails. Not to its log: that is a crash, and another
+    scenario."""
+    postgres = world.platform.postgres
+    connection = await asyncpg.connect(postgres.url)
+    sessions = await connection.fetch(_OUR_SESSIONS)
+    await connection.close()
+    strace = shutil.which("strace")
+    if strace is None:
+        raise RuntimeError("strace is missing. On Debian: apt-get install strace")
+    calls = "pwrite64,pwritev,fallocate"
+    options = ["-qq", "-o", "/dev/null", "-e", f"trace={calls}"]
+    options += ["-e", f"inject={calls}:error=EIO:when=1+2"]
+    for file in (postgres.data_dir / "base").rglob("*"):
+        options += ["-P", str(file)]
+    for session in sessions:
+        options += ["-p", str(session["pid"])]
+    tracer = await asyncio.create_subprocess_exec(strace, *options)
+    try:
+        yield
+    finally:
+        tracer.terminate()
+        await tracer.wait()
+
+
+@scenario(
+    "postgres-disk-errors",
+    fault="every other write of our sessions to a file of PostgreSQL's fails (EIO)",
+    alone=True,
+)
+async def postgres_disk_errors(world: World) -> None:
+    async with world.fault(), failing_disk(world):
+        await world.sleep(FAULT_SECONDS)
+    errors = world.platform.postgres.log.read_text().count("Input/output error")
+    world.figure("disk_errors", errors)
+    world.expect(errors > 0, "nothing was to be written, so nothing was shown")
 
 
 @scenario(
