@@ -25,7 +25,7 @@ class Bad:
     array: str | None = None
     compat: str | None = None
     is_small: bool = True
-    """Else a single order's body of this size is refused for its size alone."""
+    """Else an order of this size is refused for its size alone."""
 
 
 def order(**raw: bytes | None) -> bytes:

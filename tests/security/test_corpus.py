@@ -84,10 +84,11 @@ def is_refused_alone(reply: Reply, bad: Bad) -> bool:
     if reply.status != 202:
         return False
     first, second, third = reply.json["results"]
+    expected = (bad.status, bad.code, bad.place) if bad.is_small else (413, "too-large", "")
     return (
         (reply.json["accepted"], reply.json["rejected"]) == (2, 1)
-        and (first["status"], second["status"], third["status"]) == (202, bad.status, 202)
-        and told(second["problem"]) == (bad.status, bad.code, f"/1{bad.place}")
+        and (first["status"], second["status"], third["status"]) == (202, expected[0], 202)
+        and told(second["problem"]) == (expected[0], expected[1], f"/1{expected[2]}")
     )
 
 

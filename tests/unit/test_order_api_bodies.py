@@ -13,10 +13,17 @@ import zstandard
 
 from coffee_rt.domain.ids import IdMinter, format_id
 from coffee_rt.errors import Rejected
-from coffee_rt.order_api.batch import BatchResult, split_array, split_lines
+from coffee_rt.order_api.batch import BatchResult
 from coffee_rt.order_api.http_exchange import PACKED_MEMBERS_MAX, unpack
+from coffee_rt.order_api.splitting import SLICE_BYTES_MAX, slices, split_lines
+from coffee_rt.order_api.splitting import split_array as split_array_within
 
 MEGABYTE = 1 << 20
+RECORD_BYTES_MAX = 65_536
+
+
+def split_array(body: bytes, records_max: int) -> list[bytes]:
+    return split_array_within(body, records_max, RECORD_BYTES_MAX)
 
 
 @pytest.mark.parametrize(
@@ -59,6 +66,42 @@ def test_a_text_without_end_is_read_once() -> None:
         with pytest.raises(Rejected):
             split_array(b'[",' + b'\\",' * 300_000 + end, 10)
     assert perf_counter() - began < 10  # Read again from each quote it would take minutes.
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b'{"attributes":{"a":[' + b"[]," * 8 * MEGABYTE + b"[]]}}",
+        b'{"attributes":{"a":[' + b'"",' * 8 * MEGABYTE + b'""]}}',
+        b"{" + b'"a":{},' * 4 * MEGABYTE + b'"a":{}}',
+        b"[" * MEGABYTE + b"," * 8 * MEGABYTE,
+        b" " * MEGABYTE + b"0",
+        b'"' + b"\\," * 8 * MEGABYTE + b'"',
+    ],
+    ids=["lists", "texts", "objects", "depth", "spaces", "escapes"],
+)
+def test_a_record_without_end_is_not_gone_through(record: bytes) -> None:
+    """With millions of others behind it, which must not be made to be counted."""
+    body = b"[0," + record + b"," + b"0," * MEGABYTE + b"0]"
+    began = perf_counter()
+    tracemalloc.start()
+    with pytest.raises(Rejected) as caught:
+        split_array(body, 1000)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (caught.value.status, caught.value.place) == (413, "/1")
+    assert peak < MEGABYTE
+    assert perf_counter() - began < 5  # Bracket by bracket it would take tens of seconds.
+
+
+def test_records_are_read_in_slices_of_bounded_number_and_size() -> None:
+    records = [b"x" * 60_000] * 100 + [b"y"] * 5000 + [b"z" * 2 * SLICE_BYTES_MAX, b"y"]
+    made = list(slices(records, 1000))
+    assert [record for _, part in made for record in part] == records
+    assert all(records[start : start + len(part)] == part for start, part in made)
+    for _, part in made:
+        assert len(part) == 1 or sum(map(len, part)) <= SLICE_BYTES_MAX
+        assert 0 < len(part) <= 1000
 
 
 def test_empty_lines_and_spaces_around_records_are_none() -> None:

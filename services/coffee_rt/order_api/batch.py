@@ -9,91 +9,24 @@ hash, and the log need not look it up. A slice that is nothing but good plain re
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
-
-import msgspec
 
 from coffee_rt.domain import wire
 from coffee_rt.domain.ids import OrderId, format_id, text_parts
 from coffee_rt.domain.intake import decode_order, decode_orders
-from coffee_rt.domain.json_text import check_encoding, reject_decode
 from coffee_rt.domain.problems import problem_of
 from coffee_rt.errors import CoffeeRtError, Rejected
 from coffee_rt.order_api.placing import OrderPlacer, conflict
+from coffee_rt.order_api.splitting import slices
 from coffee_rt.streams.contract import Append, Appended, Logged, Outcome, Position
 
 SLICES_AT_ONCE = 4
 """Slices of one request being appended. More would let one batch fill the log's queues alone."""
 
-COMMAS_A_RECORD = 16
-"""Commas an ordinary record may have. A body with more of them is counted before it is taken apart."""
-
-LINES_A_RECORD = 2
-"""Lines an ordinary record may have, empty ones among them. A body with more is taken apart one by one."""
-
-_LINES = re.compile(rb"\S[^\n]*")
-# A text without its end matches too: else each quote in it would be tried, up to the body's end.
-_MARKS = re.compile(rb'"(?:[^"\\]|\\(?s:.)?)*+"?|[\[\]{},]')
-_DEEP_MARKS = re.compile(rb'"(?:[^"\\]|\\(?s:.)?)*+"?|[\[\]{}]')
-_split = msgspec.json.Decoder(list[msgspec.Raw]).decode
-
-
 _ACCEPTED = (
     b'{"index":%%d,"status":202,"order_id":"%%b-%%b-%%b-%%b-%%b","position":"%b","duplicate":%b}'
 )
-
-
-def split_array(body: bytes, records_max: int) -> list[bytes]:
-    """The records of a JSON array, each as its own bytes. Raises Rejected."""
-    if body.count(b",") > COMMAS_A_RECORD * records_max:
-        _check_count(_count_elements(body, records_max), records_max)
-    try:
-        records = [bytes(raw) for raw in _split(body)]
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        check_encoding(body)
-        reject_decode(error)
-    _check_count(len(records), records_max)
-    return records
-
-
-def split_lines(body: bytes, records_max: int) -> list[bytes]:
-    """The records of NDJSON; empty lines are no records. Raises Rejected."""
-    check_encoding(body)
-    if body.count(b"\n") <= LINES_A_RECORD * records_max:
-        # lstrip copies nothing where there is nothing to strip.
-        records = [record for line in body.split(b"\n") if (record := line.lstrip())]
-    else:
-        records = [match.group() for match in islice(_LINES.finditer(body), records_max + 1)]
-    _check_count(len(records), records_max)
-    return records
-
-
-def _check_count(records: int, records_max: int) -> None:
-    if records > records_max:
-        detail = f"The batch has more than {records_max} records."
-        raise Rejected("too-many-records", detail, status=413)
-
-
-def _count_elements(body: bytes, enough: int) -> int:
-    """About how many elements an array's text has, counted no further than a little past `enough`. Slow,
-    but without making them: 32 MiB of `[0,0,...` would become two gigabytes before they could be counted."""
-    depth = at = 0
-    elements = 1
-    while elements <= enough:
-        found = (_MARKS if depth <= 1 else _DEEP_MARKS).search(body, at)
-        if found is None:
-            break
-        at, mark = found.end(), found.group()[:1]
-        if mark in b"[{":
-            depth += 1
-        elif mark in b"]}":
-            depth -= 1
-        elif mark == b",":
-            elements += 1
-    return elements
 
 
 @dataclass(slots=True)
@@ -191,9 +124,12 @@ _Keyed = dict[int, list[tuple[int, Append]]]
 class BatchPlacer:
     """Shared by all requests of the process."""
 
-    def __init__(self, placer: OrderPlacer, *, slice_records_max: int) -> None:
+    def __init__(
+        self, placer: OrderPlacer, *, slice_records_max: int, record_bytes_max: int
+    ) -> None:
         self._placer = placer
         self._slice_records_max = slice_records_max
+        self._record_bytes_max = record_bytes_max
 
     async def place(
         self, records: list[bytes], tenant: int, key: bytes | None = None, trace: str = ""
@@ -202,8 +138,7 @@ class BatchPlacer:
         result = BatchResult([b""] * len(records))
         running: set[asyncio.Task[None]] = set()
         try:
-            for start in range(0, len(records), self._slice_records_max):
-                part = records[start : start + self._slice_records_max]
+            for start, part in slices(records, self._slice_records_max):
                 plain = self._read_plain(part, start, tenant, trace) if key is None else None
                 keyed: _Keyed = {}
                 if plain is None:
@@ -228,6 +163,8 @@ class BatchPlacer:
         self, records: list[bytes], start: int, tenant: int, trace: str
     ) -> _Plain | None:
         """The slice, where all of it is good and plain; else None, and `_read` goes through it."""
+        if max(map(len, records)) > self._record_bytes_max:
+            return None
         incoming = decode_orders(records)
         if incoming is None or any(order.order_id is not None for order in incoming):
             return None
@@ -265,6 +202,7 @@ class BatchPlacer:
         keyed: _Keyed = {}
         for index, raw in enumerate(records, start):
             try:
+                self._check_size(raw)
                 incoming = decode_order(raw)
                 client_id = intake.client_order_id(incoming, now_ms)
                 key_hash = None if key is None else wire.hash_key(tenant, key, index)
@@ -298,6 +236,12 @@ class BatchPlacer:
             )
             keyed.setdefault(shard, []).append((index, append))
         return plain, keyed
+
+    def _check_size(self, raw: bytes) -> None:
+        """Before anything is made of it: a text of brackets becomes many times its size."""
+        if len(raw) > self._record_bytes_max:
+            detail = f"must be at most {self._record_bytes_max} bytes"
+            raise Rejected("too-large", detail, status=413)
 
     async def _append_plain(self, plain: _Plain, result: BatchResult) -> None:
         try:

@@ -9,7 +9,7 @@ import msgspec
 from coffee_rt.domain.ids import format_id
 from coffee_rt.errors import Rejected
 from coffee_rt.order_api.acks import Ack, Acks
-from coffee_rt.order_api.batch import BatchPlacer, BatchResult, split_array, split_lines
+from coffee_rt.order_api.batch import BatchPlacer, BatchResult
 from coffee_rt.order_api.hot import Exchange, Head
 from coffee_rt.order_api.http_exchange import (
     Answer,
@@ -20,6 +20,7 @@ from coffee_rt.order_api.http_exchange import (
 from coffee_rt.order_api.metrics import Tally
 from coffee_rt.order_api.placing import OrderPlacer, Placed, describe_order
 from coffee_rt.order_api.settings import OrderApiSettings
+from coffee_rt.order_api.splitting import split_array, split_lines
 from coffee_rt.runtime import tracing
 
 ORDERS_PATH = "/api/v1/orders"
@@ -132,8 +133,10 @@ class OrderRoutes:
         key = idempotency_key(head)
         wanted, wait_seconds = self._wish.read(exchange.request.query)
         body = await read_body(head, exchange.request, settings.batch_bytes_max)
-        split = split_lines if kind == "lines" else split_array
-        records = split(body, settings.batch_records_max)
+        if kind == "lines":
+            records = split_lines(body, settings.batch_records_max)
+        else:
+            records = split_array(body, settings.batch_records_max, settings.order_bytes_max)
         if not records:
             raise Rejected("empty-batch", "The batch has no records.")
         tenant = exchange.visit.principal.tenant

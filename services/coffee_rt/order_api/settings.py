@@ -22,7 +22,9 @@ class OrderApiSettings(RequestSettings):
     database: DatabaseSettings = DatabaseSettings(pool_size_min=0, pool_size_max=3)
 
     order_bytes_max: int = own(
-        65_536, ge=1024, help="Bytes of a single order's body, decompressed; larger ones get 413."
+        65_536,
+        ge=1024,
+        help="Bytes of a single order's body, decompressed, or of a record of a batch; larger ones get 413.",
     )
     batch_bytes_max: int = own(
         33_554_432, ge=1024, help="Bytes of a batch's body, decompressed; larger ones get 413."

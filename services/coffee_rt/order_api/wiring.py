@@ -183,7 +183,11 @@ def assemble(
     lifecycle.spawn(flush_tally(tally, lifecycle.clock.sleep), "tally")
     catalogue = load_catalogue(settings)
     placer = OrderPlacer(producer, Intake(settings.currency_decimals, catalogue))
-    batches = BatchPlacer(placer, slice_records_max=settings.batch_slice_records_max)
+    batches = BatchPlacer(
+        placer,
+        slice_records_max=settings.batch_slice_records_max,
+        record_bytes_max=settings.order_bytes_max,
+    )
     orders = OrderRoutes(settings, placer, batches, acks, tally)
     lenient = Intake(settings.currency_decimals, catalogue, is_utc_assumed=True)
     routes = CompatRoutes(settings, placer, lenient, acks, tally).routes()
