@@ -184,7 +184,8 @@ async def test_content_types_with_parameters_are_taken(api: RunningOrderApi) -> 
 @pytest.mark.parametrize(
     ("query", "code"),
     [("ack=now", "bad-ack"), ("wait_ms=-1", "bad-wait"), ("wait_ms=1e3", "bad-wait"),
-     ("akc=stored", "unknown-parameter")],
+     ("akc=stored", "unknown-parameter"), ("ack=stored&ack=logged", "repeated-parameter"),
+     ("wait_ms=1&wait_ms=1", "repeated-parameter")],
 )  # fmt: skip
 async def test_bad_parameters_are_refused(api: RunningOrderApi, query: str, code: str) -> None:
     assert_problem(await api.post(f"{ORDERS}?{query}", ORDER), 400, code)

@@ -13,7 +13,12 @@ from typing import Annotated, Any
 import msgspec
 
 from coffee_rt.domain import ids, orders
-from coffee_rt.domain.json_text import check_encoding, check_no_duplicates, reject_decode
+from coffee_rt.domain.json_text import (
+    check_encoding,
+    check_no_duplicates,
+    pointer_part,
+    reject_decode,
+)
 from coffee_rt.domain.money import parse_minor
 from coffee_rt.domain.orders import Order, check_text
 from coffee_rt.domain.times import check_ordered_at, parse_instant
@@ -276,7 +281,7 @@ def _attributes(given: dict[str, Any], place: str) -> bytes:
     for name, value in given.items():
         if name.startswith("$") or not name:
             raise Rejected("bad-attributes", "names must not be empty or begin with $", place)
-        _check_value(value, f"{place}/{name}", depth=1)
+        _check_value(value, f"{place}/{pointer_part(name)}", depth=1)
     try:
         encoded = _encode(given)
     except UnicodeEncodeError:

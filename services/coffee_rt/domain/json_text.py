@@ -13,8 +13,10 @@ import msgspec
 from coffee_rt.errors import Rejected
 
 _AT_PATH = re.compile(r" - at `(?:key in )?\$(?P<path>[^`]*)`\Z")
-_FIELD = re.compile(r"field `(?P<name>[^`]*)`")
+_FIELD = re.compile(r"(?s)field `(?P<name>.*)`")
 _STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+|\.\.\.)\]")
+_NAME_CHARACTERS_MAX = 100
+"""Of a name that a client made up, in a place: the answer must not be much larger than what it answers."""
 _BOMS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 
 
@@ -45,12 +47,19 @@ def reject_decode(error: Exception) -> NoReturn:
     named = _FIELD.search(message)
     if "unknown field" in message and named:
         raise Rejected(
-            "unknown-field", "is not a known field", f"{pointer}/{named['name']}"
+            "unknown-field", "is not a known field", f"{pointer}/{pointer_part(named['name'])}"
         ) from None
     if "missing required field" in message and named:
         raise Rejected("missing-field", "is required", f"{pointer}/{named['name']}") from None
     detail = message.replace("`", "").replace(" | null", "").replace("Expected", "must be")
     raise Rejected("wrong-type", detail[:1].lower() + detail[1:], pointer) from None
+
+
+def pointer_part(name: str) -> str:
+    """A name as part of a JSON pointer (RFC 6901), cut off where it is too long to be one of ours."""
+    if len(name) > _NAME_CHARACTERS_MAX:
+        name = f"{name[:_NAME_CHARACTERS_MAX]}..."
+    return name.replace("~", "~0").replace("/", "~1")
 
 
 def check_no_duplicates(text: bytes) -> None:
@@ -61,7 +70,7 @@ def check_no_duplicates(text: bytes) -> None:
         names = set()
         for name, _value in pairs:
             if name in names:
-                raise Rejected("duplicate-key", "is given twice", f"/{name}")
+                raise Rejected("duplicate-key", "is given twice", f"/{pointer_part(name)}")
             names.add(name)
 
     try:

@@ -20,7 +20,8 @@ def parse_instant(text: str, place: str, *, is_utc_assumed: bool = False) -> int
     Raises Rejected when it is no instant, or has no offset (unless `is_utc_assumed`), or its offset is
     larger than 14 hours.
     """
-    if len(text) > TEXT_MAX or text[10:11] not in ("T", "t", " "):
+    # isprintable: the parser stops at a NUL and takes what is before it.
+    if len(text) > TEXT_MAX or text[10:11] not in ("T", "t", " ") or not text.isprintable():
         raise Rejected("bad-time", _FORMAT, place)
     try:
         at = datetime.fromisoformat(text)

@@ -53,10 +53,14 @@ class AckWish:
         if not query:
             return _LOGGED
         ack, seconds = Ack.LOGGED, min(self._default_seconds, self._seconds_max)
+        given: set[str] = set()
         for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
             if name not in _PARAMETERS:
                 detail = "is not a parameter of this route"
                 raise Rejected("unknown-parameter", detail, name[:100], status=400)
+            if name in given:
+                raise Rejected("repeated-parameter", "must be given once", name, status=400)
+            given.add(name)
             if name == "ack":
                 ack = Ack.parse(value)
             elif value.isascii() and value.isdigit() and len(value) <= 9:
