@@ -10,9 +10,10 @@ import pytest
 
 from coffee_rt.errors import Overload, Rejected
 from coffee_rt.fanout.authority import KeySessions
-from coffee_rt.fanout.frames import encode
+from coffee_rt.fanout.frames import Frame, encode
 from coffee_rt.fanout.hub import HubLimits
 from coffee_rt.fanout.session import Session, SessionLimits
+from coffee_rt.fanout.snapshot_memory import Snapshot, SnapshotMemory
 from coffee_rt.fanout.view_channel import ViewLimits
 from tests.builders import a_view, an_order
 from tests.fanout_world import HOUR, FakeSocket, Pod, TruthStore, VirtualClock, running_pod, settle
@@ -112,6 +113,28 @@ async def test_a_large_snapshot_comes_in_parts_and_waits_for_the_socket(
         for part in parts:
             browser.view.apply(part)
         assert len(browser.view.rows) == 30
+
+
+async def test_snapshots_are_kept_for_others_but_not_for_long(
+    pod: Pod, clock: VirtualClock, store: TruthStore
+) -> None:
+    await pod.hear(store.fold(LATTE))
+    await settle()
+    [view] = pod.hub.views.channels.values()
+    browser = pod.browser()
+    for number in range(2, 12):
+        browser.say({"type": "subscribe", "id": number, "channel": "view:sales"})
+    assert len(view._snapshots) == 11
+    await clock.advance(0.3)
+    browser.say({"type": "subscribe", "id": 12, "channel": "view:sales"})
+    assert len(view._snapshots) == 1
+
+
+def test_snapshots_for_others_are_bounded_in_bytes() -> None:
+    memory, frame = SnapshotMemory(), Frame("snapshot", b"")
+    for number in range(10):
+        memory.keep((0, (), 0, number), Snapshot(1.0, 0, (), [frame], 20 << 20))
+        assert len(memory) <= 3
 
 
 async def test_versions_advance_when_nothing_matches_the_filter(

@@ -22,6 +22,7 @@ from coffee_rt.fanout.frames import (
 )
 from coffee_rt.fanout.protocol import Filter, Resume, is_match
 from coffee_rt.fanout.rows import Row, Verdict, ViewRows
+from coffee_rt.fanout.snapshot_memory import Snapshot, SnapshotMemory
 from coffee_rt.fanout.sockets import Socket
 from coffee_rt.fanout.subscriptions import Audience, Subscription, Versions
 from coffee_rt.store.view_contract import ViewSnapshot
@@ -32,9 +33,6 @@ WINDOWS_KEPT = 2
 """Windows kept in memory: a page that stays open and comes back with its first `since` is served from it."""
 HISTORY_SECONDS_MAX = 400 * 86400
 """Oldest `since`, as far as views are kept by default."""
-SNAPSHOT_SECONDS_MAX = 0.25
-"""A snapshot made for one session serves others for so long: what came after follows as a delta."""
-SNAPSHOTS_MAX = 64
 EARLY_CHANGES_MAX = 1_000
 """Publications kept while the first snapshot is loaded; of more, the beacon tells what they changed."""
 
@@ -63,14 +61,6 @@ class ViewLimits:
     """Bytes of one part of a snapshot: what a slow socket buffers at most."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Snapshot:
-    made_at: float
-    seq: int
-    versions: Versions
-    frames: Sequence[Frame]
-
-
 class ViewChannel(Channel):
     """State and audiences of one view. `read` reads a snapshot that reaches back before the window,
     `monotonic` is a clock in seconds. Whoever makes it gives it its `repair` before it is used."""
@@ -96,7 +86,7 @@ class ViewChannel(Channel):
         self._limits = limits
         self._monotonic = monotonic
         self._read = read
-        self._snapshots: dict[tuple[int, Filter, int, int], _Snapshot] = {}
+        self._snapshots = SnapshotMemory()
         self._early: deque[ViewChange] = deque(maxlen=EARLY_CHANGES_MAX)
 
     @property
@@ -229,25 +219,20 @@ class ViewChannel(Channel):
         subscription.seq, subscription.told = snapshot.seq, snapshot.versions
         return None
 
-    def _snapshot(self, subscription: Subscription) -> _Snapshot:
+    def _snapshot(self, subscription: Subscription) -> Snapshot:
         key = (subscription.tenant, subscription.filter, subscription.since, subscription.id)
         now = self._monotonic()
-        known = self._snapshots.get(key)
-        if (
-            known is not None
-            and now - known.made_at < SNAPSHOT_SECONDS_MAX
-            # Further behind, what came after would not fit a delta, and be a snapshot again, and so on.
-            and self.rows.seq - known.seq <= self._limits.delta_rows_max
-        ):
+        known = self._snapshots.find(key, now)
+        # Further behind, what came after would not fit a delta, and be a snapshot again, and so on.
+        if known is not None and self.rows.seq - known.seq <= self._limits.delta_rows_max:
             return known
         rows = self.rows.select(subscription.tenant, subscription.filter, subscription.since)
         frames = self._snapshot_frames(
             subscription, self.rows.epoch, self.rows.versions, [row.encoded for row in rows]
         )
-        made = _Snapshot(now, self.rows.seq, self.rows.versions, frames)
-        if len(self._snapshots) >= SNAPSHOTS_MAX:
-            self._snapshots.clear()
-        self._snapshots[key] = made
+        size = sum(len(frame.payload) for frame in frames)
+        made = Snapshot(now, self.rows.seq, self.rows.versions, frames, size)
+        self._snapshots.keep(key, made)
         return made
 
     def _snapshot_frames(
