@@ -397,6 +397,9 @@ async def test_a_ping_is_answered_with_its_own_text(pod: Pod) -> None:
         ({"channel": "view:sales", "filter": {"store": []}}, "bad-filter"),
         ({"channel": "view:sales", "filter": {"store": ["x" * 200]}}, "bad-filter"),
         ({"channel": "view:sales", "since": 0}, "bad-since"),
+        ({"channel": "view:sales", "since": 2**53}, "bad-since"),
+        ({"channel": "view:sales", "since": -(2**53)}, "bad-since"),
+        ({"channel": "view:sales", "filter": {"store": ["a\x00"]}}, "bad-filter"),
     ],
 )
 async def test_a_wish_that_cannot_be_met_is_an_error_and_no_goodbye(

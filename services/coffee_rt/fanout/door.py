@@ -100,10 +100,18 @@ class Door:
         if origin is None or origin in self._origins:
             return
         # "null" (a sandboxed page, a local file) has no host and so never matches.
-        if host and urlsplit(origin).netloc.lower() == host.lower():
+        if host and _host_of(origin) == host.lower():
             return
         metrics.refused.labels("origin").inc()
         raise Rejected("bad-origin", "This page may not connect here.", status=403)
+
+
+def _host_of(origin: str) -> str:
+    """Host and port of an origin; empty for what is none."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
 
 
 def _lines_of(headers: Mapping[str, str], name: str) -> str:

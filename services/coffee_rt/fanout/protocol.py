@@ -96,6 +96,9 @@ def parse_filter(wanted: dict[str, list[str] | str], dimensions: Sequence[str]) 
             )
         if any(len(text) > DIMENSION_BYTES_MAX for text in allowed):
             raise Rejected("bad-filter", "a value is too long", f"/filter/{name}")
+        if any("\x00" in text for text in allowed):
+            # PostgreSQL, which reads what is older than the window, can't be asked for it.
+            raise Rejected("bad-filter", "a value must not contain NUL", f"/filter/{name}")
         parsed.append((dimensions.index(name), allowed))
     return tuple(sorted(parsed, key=lambda part: part[0]))
 

@@ -6,6 +6,7 @@ The same frames as on a WebSocket, each as an event whose id is what `Last-Event
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 
@@ -22,6 +23,7 @@ BUFFER_BYTES_HIGH = 64 * 1024
 BUFFER_BYTES_LOW = 8 * 1024
 SUBSCRIPTION = 1
 """Id of a stream's only subscription."""
+_SECONDS = re.compile(r"[0-9]{1,11}")
 HEADERS = {
     "Cache-Control": "no-store",
     # Some proxies collect an answer before they pass it on, unless told not to.
@@ -141,7 +143,6 @@ class LiveStreams:
 def _parse_since(text: str | None) -> int | None:
     if text is None:
         return None
-    try:
-        return int(text)
-    except ValueError:
-        raise Rejected("bad-since", "must be Unix seconds", "since") from None
+    if not _SECONDS.fullmatch(text):
+        raise Rejected("bad-since", "must be Unix seconds", "since")
+    return int(text)

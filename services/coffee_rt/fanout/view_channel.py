@@ -114,6 +114,8 @@ class ViewChannel(Channel):
     def check_since(self, since: int, now: float) -> int:
         if since < now - HISTORY_SECONDS_MAX:
             raise Rejected("bad-since", "is more than 400 days ago", "/since")
+        if since > now + HISTORY_SECONDS_MAX:
+            raise Rejected("bad-since", "is more than 400 days ahead", "/since")
         # Buckets start at multiples: rounding up changes nothing but lets wishes be equal.
         return -(-since // self._bucket_seconds) * self._bucket_seconds
 
