@@ -599,6 +599,20 @@ async def test_old_rows_leave_memory(pod: Pod, clock: VirtualClock, store: Truth
     assert len(view.rows) == 1
 
 
+async def test_publications_of_endless_depth_or_numbers_end_nothing(
+    pod: Pod, clock: VirtualClock, store: TruthStore
+) -> None:
+    [change] = store.fold(LATTE)
+    number = encode(change).replace(b'"newest_at_ms":', b'"newest_at_ms":' + b"9" * 400)
+    for topic in ("view:sales", "beacon", "orders"):
+        for body in (number, b'{"x":' + b"[" * 100_000):
+            await pod.bus.publish(topic, body)
+    await settle()
+    await pod.hear([change])
+    await clock.advance(0.1)
+    assert pod.browser().read().values() == {("uptown", "latte", HOUR): [1, 2, 450]}
+
+
 async def test_bad_publications_change_nothing(pod: Pod, store: TruthStore) -> None:
     for body in (b"", b"{}", b'{"view":"sales"}', b"\xff", b"[]"):
         for topic in ("view:sales", "beacon", "orders"):

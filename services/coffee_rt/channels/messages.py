@@ -5,13 +5,16 @@ Unknown fields are ignored, new ones get defaults, so releases can differ side b
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import msgspec
 
 from coffee_rt.domain.ids import format_id
 from coffee_rt.domain.money import format_minor
 from coffee_rt.domain.orders import Order
+
+T = TypeVar("T")
 
 
 class ViewChange(msgspec.Struct):
@@ -100,7 +103,23 @@ def recent_order(order: Order, decimals: int) -> RecentOrder:
 
 
 encode = msgspec.json.Encoder().encode
-decode_view_change = msgspec.json.Decoder(ViewChange).decode
-decode_beacon = msgspec.json.Decoder(Beacon).decode
-decode_stored = msgspec.json.Decoder(Stored).decode
-decode_recent_orders = msgspec.json.Decoder(RecentOrders).decode
+
+
+def _reader(kind: type[T]) -> Callable[[bytes], T]:
+    """What reads a body. Anybody who can publish may have written it: of depth without end, too, it raises
+    msgspec.DecodeError (or UnicodeDecodeError) and nothing else."""
+    decode = msgspec.json.Decoder(kind).decode
+
+    def read(body: bytes) -> T:
+        try:
+            return decode(body)
+        except RecursionError:
+            raise msgspec.DecodeError("is nested too deeply") from None
+
+    return read
+
+
+decode_view_change = _reader(ViewChange)
+decode_beacon = _reader(Beacon)
+decode_stored = _reader(Stored)
+decode_recent_orders = _reader(RecentOrders)

@@ -268,7 +268,7 @@ class Hub:
                 self._is_refresh_wanted = True
             else:
                 self._on_change(decode_view_change(body))
-        except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError):
+        except (msgspec.DecodeError, KeyError, TypeError, ValueError, OverflowError):
             # Anybody who can publish could send it; what it meant to say, the beacon repeats.
             metrics.publications.labels("bad").inc()
 
