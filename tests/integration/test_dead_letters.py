@@ -191,6 +191,13 @@ async def test_amendments_obey_the_rules_of_orders(platform: Platform) -> None:
     assert shown["amended"] is None
 
 
+async def test_a_letter_whose_attributes_have_no_end_is_shown(platform: Platform) -> None:
+    deep = b'{"a":' + b"[" * 60_000 + b"]" * 60_000 + b"}"
+    [letter] = await bury(platform, dead(platform.order(attributes=deep)))
+    shown, _ = await platform.get(f"{LETTERS}/{letter}")
+    assert (shown["order"], len(shown["raw_base64"]) > 100_000) == (None, True)
+
+
 async def test_two_redrives_at_once_and_an_amendment_between_count_a_letter_once(
     platform: Platform,
 ) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from coffee_rt.domain import wire
 from coffee_rt.errors import Rejected
+from coffee_rt.store.contract import EntryWrite
 from coffee_rt.streams.contract import Delivery
 from coffee_rt.streams.entries import delivery_of
 from coffee_rt.worker.decoding import EntryDecoder
@@ -81,6 +83,13 @@ def entries(draw: st.DrawFn) -> list[bytes]:
     return [part for pair in fields.items() for part in pair]
 
 
+def entry_of(*records: bytes) -> EntryWrite:
+    """What the worker makes of an entry with these records."""
+    flat = [b"v", b"1", b"b", bytes(range(16)), b"c", b"%d" % len(records), b"n"]
+    flat += [b"%d" % len(records), b"d", wire.join_records(list(records))]
+    return EntryDecoder(retention_days=400).decode(delivery_of(0, b"1-1", flat, 1, 1), NOW_MS)
+
+
 def decode(flat: list[bytes]) -> Delivery:
     delivery = delivery_of(0, b"1-1", flat, 1, 1)
     decoder = EntryDecoder(retention_days=400)
@@ -114,6 +123,17 @@ def test_bytes_that_are_no_batch_are_rejected_or_left(version: int, data: bytes)
             read(version, data)
         except (Rejected, wire.UnknownWireVersion):
             continue
+
+
+@pytest.mark.parametrize("depth", [5, 400, 990, 1020])
+def test_attributes_nested_too_deeply_cost_only_their_record(depth: int) -> None:
+    """Deeper ones than order_api takes: whoever reads them later has less of its stack left."""
+    deep = b'{"a":' + b"[" * depth + b"]" * depth + b"}"
+    poison = wire.encode_record(msgspec.structs.replace(an_order(), attributes=deep[:2048]))
+    assert len(deep) <= 2048
+    entry = entry_of(GOOD, poison, GOOD)
+    assert (len(entry.orders), [letter.index for letter in entry.dead]) == (2, [1])
+    assert entry.dead[0].code == "too-deep"
 
 
 def test_depth_without_end_is_rejected() -> None:

@@ -294,15 +294,12 @@ def _attributes(given: dict[str, Any], place: str) -> bytes:
 
 
 _ATTRIBUTES_TOO_LONG = f"must be at most {orders.ATTRIBUTES_BYTES_MAX} bytes as JSON"
-_ATTRIBUTES_DEPTH_MAX = 4
 
 
 def _check_value(value: object, place: str, depth: int) -> None:
     if isinstance(value, (dict, list)):
-        if depth >= _ATTRIBUTES_DEPTH_MAX:
-            raise Rejected(
-                "too-deep", f"must be nested at most {_ATTRIBUTES_DEPTH_MAX} deep", place
-            )
+        if depth >= orders.ATTRIBUTES_DEPTH_MAX:
+            raise orders.too_deep(place)
         for part in value.values() if isinstance(value, dict) else value:
             _check_value(part, place, depth + 1)
     elif isinstance(value, int) and value.bit_length() > 63:

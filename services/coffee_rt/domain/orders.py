@@ -17,6 +17,7 @@ NOTE_BYTES_MAX = 1024
 CUSTOMER_ID_BYTES_MAX = 128
 ATTRIBUTES_BYTES_MAX = 2048
 ATTRIBUTES_MAX = 32
+ATTRIBUTES_DEPTH_MAX = 4
 QUANTITY_MAX = 10_000
 ORDERED_AHEAD_SECONDS_MAX = 300
 """Tolerated clock error of a till. Further in the future is refused."""
@@ -106,5 +107,22 @@ def _check_attributes(attributes: bytes) -> None:
         decoded = msgspec.json.decode(attributes)
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise Rejected("bad-attributes", "is not JSON", "/attributes") from None
+    except RecursionError:
+        raise too_deep("/attributes") from None
     if not isinstance(decoded, dict) or b"\\u0000" in attributes:
         raise Rejected("bad-attributes", "must be an object without NUL", "/attributes")
+    check_depth(decoded, "/attributes")
+
+
+def check_depth(value: object, place: str, depth: int = 0) -> None:
+    """Raises Rejected for what is nested deeper than attributes may be: whoever reads them later, with less of
+    its stack left, must be able to."""
+    if isinstance(value, (dict, list)):
+        if depth >= ATTRIBUTES_DEPTH_MAX:
+            raise too_deep(place)
+        for part in value.values() if isinstance(value, dict) else value:
+            check_depth(part, place, depth + 1)
+
+
+def too_deep(place: str) -> Rejected:
+    return Rejected("too-deep", f"must be nested at most {ATTRIBUTES_DEPTH_MAX} deep", place)

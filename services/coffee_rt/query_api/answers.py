@@ -125,7 +125,7 @@ def record_body(record: bytes, decimals: int) -> dict[str, Any] | None:
     try:
         order = decode_record(record)
         return order_body(order, decimals) if len(order.order_id) == 16 else None
-    except (Rejected, msgspec.DecodeError, ValueError, OverflowError):
+    except (Rejected, msgspec.DecodeError, RecursionError, ValueError, OverflowError):
         return None
 
 
