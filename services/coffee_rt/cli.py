@@ -48,8 +48,10 @@ def main() -> None:
 def _told_plainly() -> tuple[type[Exception], ...]:
     # Evaluated only when something was raised: settings cost a third of a second to import.
     from coffee_rt.runtime.settings import SettingsError
+    from coffee_rt.store.contract import BadData
 
-    return (SettingsError, CoffeeRtError)
+    # BadData: a word of the command line that PostgreSQL can't hold, such as half a character.
+    return (SettingsError, CoffeeRtError, BadData)
 
 
 if __name__ == "__main__":

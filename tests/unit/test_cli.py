@@ -107,6 +107,30 @@ def test_an_audit_asked_for_wrongly_does_not_say_that_something_differs(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("dead-letters", "show", str(2**63)),
+        ("dead-letters", "list", "--before", str(2**63)),
+        ("dead-letters", "list", "--code", "\udcff"),
+        ("redrive", "--id", str(2**63)),
+        ("redrive", "--all", "--tenant", str(2**31)),
+        ("redrive", "--from", "0001-01-01T00:00:00+14:00"),
+        ("keys", "add", "till", "--tenant", str(2**31)),
+        ("keys", "add", "till", "--per-minute", str(2**31)),
+        ("rebuild", "hourly", "--to", "9999-12-31T23:59:59-14:00"),
+        ("audit", "--since", "0001-01-01T00:00:00+14:00"),
+    ],
+)
+def test_a_word_no_database_could_be_asked_with_is_refused_in_a_sentence(
+    words: tuple[str, ...],
+) -> None:
+    done = run(*words, COFFEE_RT_DATABASE_URL="postgresql://127.0.0.1:1/none")
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert "127.0.0.1" not in done.stderr
+
+
 def test_doctor_names_what_it_cannot_reach_and_fails() -> None:
     done = run(
         "doctor",

@@ -115,6 +115,37 @@ async def test_a_redrive_keeps_to_its_limit_and_a_dry_run_changes_nothing(bed: O
     assert await sums(bed) == (600, 501, 0, 99)
 
 
+@pytest.mark.parametrize(
+    ("letters", "place"),
+    [
+        ({"code": "a\x00"}, "/letters/code"),
+        ({"code": "\ud800"}, "/letters/code"),
+        ({"from": "0001-01-01T00:00:00+14:00"}, "/letters/from"),
+        ({"to": "9999-12-31T23:59:59-14:00"}, "/letters/to"),
+        ({"to": "2026-06-30T23:59:60Z"}, "/letters/to"),
+    ],
+)
+async def test_a_redrive_no_database_could_be_asked_for_fails_alone(
+    bed: OperatorBed, letters: dict[str, Any], place: str
+) -> None:
+    """All of these pass the definition's schema. Two at once: the one after it is done."""
+    await bed.store(dead=good_letters(1))
+    bed.cluster.put("redrives", "bad", {"letters": letters})
+    bed.cluster.put("redrives", "good", {"letters": {"all": True}})
+    await bed.operator().redrives.turn()
+    assert bed.condition("redrives", "bad", "Complete") == ("False", "Failed")
+    assert place in bed.status("redrives", "bad")["message"]
+    assert bed.status("redrives", "good")["stored"] == 1
+
+
+@pytest.mark.parametrize("end", ["from", "to"])
+@pytest.mark.parametrize("text", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
+def test_a_replay_of_times_without_a_date_is_refused(end: str, text: str) -> None:
+    with pytest.raises(Rejected) as caught:
+        read_replay({"span": {end: text}})
+    assert caught.value.place == f"/span/{end}"
+
+
 async def test_a_redrive_that_chooses_nothing_readable_fails(bed: OperatorBed) -> None:
     bed.cluster.put("redrives", "bad", {"letters": {}})
     await bed.operator().redrives.turn()

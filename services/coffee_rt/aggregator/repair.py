@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 from rich.console import Console
 
+from coffee_rt.domain.times import parse_seconds
 from coffee_rt.errors import Rejected
 from coffee_rt.runtime.bars import drawn_bars
 from coffee_rt.runtime.settings import DatabaseSettings
@@ -83,12 +84,11 @@ def _seconds(text: str | None, option: str) -> int | None:
     if text is None:
         return None
     try:
-        instant = datetime.fromisoformat(text)
+        return parse_seconds(text)
     except ValueError:
         raise Rejected(
             "bad-time", f"--{option} must be a time such as 2026-01-31T08:00:00Z"
         ) from None
-    return int((instant if instant.tzinfo else instant.replace(tzinfo=UTC)).timestamp())
 
 
 def _tell_frozen(console: Console, repair: Repair) -> None:

@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from coffee_rt.commands.options import CARE, DatabaseUrl, DataDir, refuse, say, show
+from coffee_rt.commands.options import (
+    CARE,
+    INT4_MAX,
+    DatabaseUrl,
+    DataDir,
+    refuse,
+    say,
+    show,
+)
 
 commands = typer.Typer()
 keys_app = typer.Typer(help="API keys: add, list, revoke.", no_args_is_help=True)
@@ -21,9 +29,14 @@ def keys_add(
         list[str] | None,
         typer.Option(help="ingest, read or admin; may be repeated.  [default: ingest, read]"),
     ] = None,
-    tenant: Annotated[int, typer.Option(min=0, help="Whose orders it posts and reads.")] = 0,
+    tenant: Annotated[
+        int, typer.Option(min=0, max=INT4_MAX, help="Whose orders it posts and reads.")
+    ] = 0,
     per_minute: Annotated[
-        int | None, typer.Option(min=1, help="Requests a minute.  [default: no limit of its own]")
+        int | None,
+        typer.Option(
+            min=1, max=INT4_MAX, help="Requests a minute.  [default: no limit of its own]"
+        ),
     ] = None,
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from coffee_rt.commands.options import CARE, DatabaseUrl, DataDir, Since, Until, say, show
+from coffee_rt.commands.options import (
+    CARE,
+    INT4_MAX,
+    INT8_MAX,
+    DatabaseUrl,
+    DataDir,
+    Since,
+    Until,
+    say,
+    show,
+)
 
 if TYPE_CHECKING:
     from coffee_rt.embedded.reach import ToolSettings
@@ -21,7 +31,7 @@ commands = typer.Typer()
 letters_app = typer.Typer(help="Dead letters: list, show, edit, send again.", no_args_is_help=True)
 commands.add_typer(letters_app, name="dead-letters", rich_help_panel=CARE)
 
-LetterId = Annotated[int, typer.Argument(min=1, help="The letter's number.")]
+LetterId = Annotated[int, typer.Argument(min=1, max=INT8_MAX, help="The letter's number.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -30,12 +40,14 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def redrive(
     ids: Annotated[
         list[int] | None,
-        typer.Option("--id", min=1, help="A dead letter's number; may be repeated."),
+        typer.Option("--id", min=1, max=INT8_MAX, help="A dead letter's number; may be repeated."),
     ] = None,
     code: Annotated[
         str | None, typer.Option(help="Letters of one reason, e.g. unstorable-entry.")
     ] = None,
-    tenant: Annotated[int | None, typer.Option(min=0, help="Letters of one tenant.")] = None,
+    tenant: Annotated[
+        int | None, typer.Option(min=0, max=INT4_MAX, help="Letters of one tenant.")
+    ] = None,
     start: Since = None,
     end: Until = None,
     is_all: Annotated[bool, typer.Option("--all", help="Every dead letter.")] = False,
@@ -70,11 +82,15 @@ def redrive(
 @letters_app.command("list")
 def list_letters(
     code: Annotated[str | None, typer.Option(help="Letters of one reason.")] = None,
-    tenant: Annotated[int | None, typer.Option(min=0, help="Letters of one tenant.")] = None,
+    tenant: Annotated[
+        int | None, typer.Option(min=0, max=INT4_MAX, help="Letters of one tenant.")
+    ] = None,
     start: Since = None,
     end: Until = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="Most letters, newest first.")] = 50,
-    before: Annotated[int | None, typer.Option(min=1, help="Only below this number.")] = None,
+    before: Annotated[
+        int | None, typer.Option(min=1, max=INT8_MAX, help="Only below this number.")
+    ] = None,
     as_json: AsJson = False,
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,

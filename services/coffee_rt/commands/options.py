@@ -28,6 +28,10 @@ DatabaseUrl = Annotated[
     typer.Option("--database-url", help="PostgreSQL, e.g. postgresql://me:secret@localhost/coffee"),
 ]
 
+INT4_MAX = 2**31 - 1
+INT8_MAX = 2**63 - 1
+"""What PostgreSQL keeps tenants and rates in, and numbers of rows."""
+
 ViewName = Annotated[str, typer.Argument(help="Name of the view, e.g. hourly.")]
 Since = Annotated[str | None, typer.Option("--from", help="From this time (ISO 8601).")]
 Until = Annotated[str | None, typer.Option("--to", help="Up to this time (ISO 8601).")]

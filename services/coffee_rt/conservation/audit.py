@@ -11,7 +11,6 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
@@ -19,6 +18,7 @@ from rich.console import Console
 from coffee_rt.conservation.balance import read_settled
 from coffee_rt.conservation.findings import Finding, Report, instant
 from coffee_rt.conservation.log_audit import audit_shard
+from coffee_rt.domain.times import parse_seconds
 from coffee_rt.domain.wire import INTAKE_SHARD
 from coffee_rt.errors import CoffeeRtError, Rejected
 from coffee_rt.runtime.bars import Bars, drawn_bars
@@ -200,12 +200,11 @@ def read_instant(text: str | None, option: str, now: Callable[[], float] = time.
     if text is None:
         return None
     if span := _SPAN.fullmatch(text):
-        return int(now()) - int(span["count"]) * _UNIT_SECONDS[span["unit"]]
+        return max(0, int(now()) - int(span["count"]) * _UNIT_SECONDS[span["unit"]])
     try:
-        at = datetime.fromisoformat(text)
+        return parse_seconds(text)
     except ValueError:
         raise Rejected(
             "bad-time",
             f"--{option} must be a time such as 2026-01-31T08:00:00Z, or how long ago, such as 36h or 7d",
         ) from None
-    return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp())

@@ -9,6 +9,8 @@ from coffee_rt.errors import Rejected
 TEXT_MAX = 40
 OFFSET_SECONDS_MAX = 14 * 3600
 """No place on earth is further from UTC."""
+SECONDS_MAX = 253_370_764_799
+"""The end of the year 9998: what is aligned upwards from it can still be written as a date."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DAY_US = 86_400_000_000
@@ -45,6 +47,16 @@ _FORMAT = "must be an ISO 8601 instant such as 2026-03-01T09:30:00Z"
 def _offset_seconds(at: datetime) -> float:
     offset = at.utcoffset()
     return (offset or timedelta(0)).total_seconds()
+
+
+def parse_seconds(text: str) -> int:
+    """Unix seconds of an ISO 8601 instant as people write it: without an offset it is UTC. Raises ValueError for
+    anything else, and outside the years 1970 to 9998: of what is further off no date can be made again."""
+    at = datetime.fromisoformat(text)
+    seconds = int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp())
+    if not 0 <= seconds <= SECONDS_MAX:
+        raise ValueError("not of the years 1970 to 9998")
+    return seconds
 
 
 def check_ordered_at(ordered_at_us: int, now_us: int, ahead_s: int, age_s: int, place: str) -> None:

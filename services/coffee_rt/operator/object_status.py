@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from coffee_rt.domain.times import parse_seconds
 from coffee_rt.errors import Rejected
 
 MESSAGE_CHARACTERS_MAX = 1000
@@ -36,10 +37,10 @@ def parse_instant(text: str | None, place: str) -> int | None:
     if text is None:
         return None
     try:
-        at = datetime.fromisoformat(text)
+        return parse_seconds(text)
     except ValueError:
-        raise Rejected("bad-time", "must be a time such as 2026-01-31T08:00:00Z", place) from None
-    return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp())
+        detail = "must be a time such as 2026-01-31T08:00:00Z, of the years 1970 to 9998"
+        raise Rejected("bad-time", detail, place) from None
 
 
 def merge_conditions(

@@ -6,11 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from coffee_rt.domain.orders import check_text
 from coffee_rt.errors import Rejected
 from coffee_rt.operator.object_status import parse_instant
 from coffee_rt.store.redrives import LetterSelection, Outcome, Redriven
 
 LIMIT_DEFAULT = 10_000
+CODE_BYTES_MAX = 400
+"""Far beyond any code, and all that the definition of the object lets through."""
 SAMPLES_MAX = 10
 """Letters that are told one by one, of those that are still bad or were skipped."""
 
@@ -34,9 +37,12 @@ class RedriveRequest:
 def read_request(spec: Mapping[str, Any]) -> RedriveRequest:
     """Raises Rejected with the place in the spec."""
     letters = spec.get("letters") or {}
+    code = letters.get("code")
+    if code is not None:
+        check_text(code, CODE_BYTES_MAX, "/letters/code")
     selection = LetterSelection(
         ids=tuple(sorted(set(letters.get("ids") or ()))),
-        code=letters.get("code"),
+        code=code,
         tenant=letters.get("tenant"),
         start=parse_instant(letters.get("from"), "/letters/from"),
         end=parse_instant(letters.get("to"), "/letters/to"),
