@@ -273,7 +273,18 @@ async def test_a_choice_is_sent_in_bounded_steps(platform: Platform) -> None:
     assert await sums(platform) == (4, 3, 0, 1)
     for refused in ({}, {"ids": []}, {"all": True, "limit": 501}, {"ids": [0]}, {"id": 1}, []):
         await platform.send("POST", f"{LETTERS}/redrive", refused, 422)
-    await platform.send("POST", f"{LETTERS}/redrive", {"code": "a\x00"}, 422)
+    for text, code, place in (
+        (b'{"code":"a\\u0000"}', "bad-text", "/code"),
+        (b'{"since":"0001-01-01T00:00:00+14:00"}', "bad-time", "/since"),
+        (b'{"until":"2026-01-01T00:00:00"}', "bad-time", "/until"),
+        (b'{"ids":[%d]}' % 2**63, "wrong-type", "/ids/0"),
+        (b'{"all":true,"dry_run":true,"dry_run":false}', "duplicate-key", "/dry_run"),
+    ):
+        problem = await platform.send("POST", f"{LETTERS}/redrive", text, 422)
+        assert problem["type"].endswith(code), problem
+        assert problem["errors"][0]["place"] == place
+    bom = await platform.send("POST", f"{LETTERS}/redrive", b'\xef\xbb\xbf{"all":true}', 400)
+    assert bom["type"].endswith("bad-encoding")
     sent = await platform.send("POST", f"{LETTERS}/redrive", {"code": "unstorable-entry"})
     assert (sent["tried"], sent["next"]) == (0, None)
 

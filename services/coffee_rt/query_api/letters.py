@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from coffee_rt.domain.json_text import reject_decode
+from coffee_rt.domain.json_text import check_encoding, check_no_duplicates, reject_decode
 from coffee_rt.domain.keys import Principal
 from coffee_rt.domain.orders import check_text
 from coffee_rt.errors import Rejected
@@ -143,13 +143,27 @@ def read_wish(body: bytes) -> RedriveWish:
     try:
         wish = _decode_wish(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        check_encoding(body)
         reject_decode(error)
+    # Of `dry_run` twice, with two values, nobody can say which was meant.
+    check_no_duplicates(body)
+    for place, text in (("/since", wish.since), ("/until", wish.until)):
+        if text is not None:
+            _check_time(text, place)
     if wish.code is not None:
         check_text(wish.code, CODE_BYTES_MAX, "/code")
     has_filter = (wish.code, wish.since, wish.until) != (None, None, None)
     if not (wish.ids or has_filter or wish.all):
         raise Rejected("no-letters", "choose by ids, code, since or until, or say all", "/ids")
     return wish
+
+
+def _check_time(text: str, place: str) -> None:
+    """Raises Rejected (422) for a time of a body that is none."""
+    try:
+        parameters.parse_time(text, place)
+    except Rejected as error:
+        raise Rejected("bad-time", error.detail, place) from None
 
 
 def _selection(
