@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coffee_rt.domain.times import SECONDS_MAX
 from coffee_rt.domain.views import Bucket
 from coffee_rt.errors import Rejected
 from coffee_rt.query_api import parameters
@@ -41,6 +42,18 @@ def test_offsets_are_honoured() -> None:
         parse(from_="2025-11-13T02:00:00+02:00", to="2025-11-13T02:00:00Z").start
         == parse(from_="2025-11-13T00:00:00Z", to="2025-11-13T02:00:00Z").start
     )
+
+
+def test_a_dimension_with_the_name_of_a_parameter_is_filtered_by_its_whole_name() -> None:
+    view = a_view(dimensions=["store", "attributes.limit", "attributes.size"])
+
+    def filters(**query: str) -> dict[str, tuple[str, ...]]:
+        given_ = {name.replace("__", "."): [value] for name, value in query.items()}
+        return dict(parameters.parse_view_query(view, given_, 0, NOW).filters)
+
+    assert filters(limit="5") == {}
+    assert filters(attributes__limit="5") == {"limit": ("5",)}
+    assert filters(size="s") == filters(attributes__size="s") == {"size": ("s",)}
 
 
 def test_filters_groups_and_buckets_are_taken() -> None:
@@ -99,7 +112,7 @@ def test_bad_parameters_are_refused_naming_them(query: dict[str, str], place: st
 _TEXTS = st.text(st.characters(exclude_characters="\x00"), max_size=20)
 
 
-@given(st.integers(0, parameters.SECONDS_MAX), _TEXTS, _TEXTS)
+@given(st.integers(0, SECONDS_MAX), _TEXTS, _TEXTS)
 def test_cursors_read_back(bucket: int, store: str, drink: str) -> None:
     key = (bucket, store, drink)
     try:

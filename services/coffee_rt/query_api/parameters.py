@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
-from coffee_rt.domain.times import format_instant, parse_instant
+from coffee_rt.domain.times import SECONDS_MAX, format_instant, parse_instant
 from coffee_rt.domain.views import Bucket, ViewDefinition
 from coffee_rt.errors import Rejected
 from coffee_rt.store.view_contract import ViewQuery
@@ -22,8 +22,6 @@ SPAN_DEFAULT = "24h"
 _SPAN = re.compile(r"([1-9][0-9]{0,5})(m|h|d)\Z")
 _SPAN_SECONDS = {"m": 60, "h": 3600, "d": 86400}
 _EPOCH_SECONDS = re.compile(r"[0-9]{1,11}\Z")
-SECONDS_MAX = 253_370_764_799
-"""The end of the year 9998: what is aligned upwards from it can still be written as a date."""
 
 Parameters = Mapping[str, Sequence[str]]
 
@@ -76,8 +74,8 @@ def parse_view_query(
     that holds the last moment before `to`.
     """
     columns = definition.dimension_columns
-    known = {"from", "to", "last", "group_by", "bucket", "order_by", "limit", "cursor", "position"}
-    refuse_unknown(parameters, known | set(columns))
+    own = {"from", "to", "last", "group_by", "bucket", "order_by", "limit", "cursor", "position"}
+    refuse_unknown(parameters, own | {*columns, *definition.dimensions})
     bucket, is_total = _bucket(definition, single(parameters, "bucket"))
     start, end = _span(parameters, now_seconds, (bucket or definition.bucket).seconds)
     if (end - start) // definition.bucket.seconds > BUCKETS_MAX:
@@ -93,7 +91,7 @@ def parse_view_query(
         tenant=tenant,
         start=start,
         end=end,
-        filters=_filters(columns, parameters),
+        filters=_filters(definition, parameters, own),
         group_by=group_by,
         bucket=bucket,
         is_total=is_total,
@@ -116,9 +114,8 @@ def top_query(
 ) -> ViewQuery:
     """The N best values of a dimension over a span, by a measure."""
     columns = definition.dimension_columns
-    refuse_unknown(
-        parameters, {"from", "to", "last", "by", "measure", "n", "position"} | set(columns)
-    )
+    own = {"from", "to", "last", "by", "measure", "n", "position"}
+    refuse_unknown(parameters, own | {*columns, *definition.dimensions})
     if by not in columns:
         raise Rejected("bad-parameter", f"must be one of {', '.join(columns)}", "by", 400)
     start, end = _span(parameters, now_seconds, definition.bucket.seconds, span_default)
@@ -129,7 +126,7 @@ def top_query(
         tenant=tenant,
         start=start,
         end=end,
-        filters=_filters(columns, parameters),
+        filters=_filters(definition, parameters, own),
         group_by=(by,),
         is_total=True,
         order_by=_order_by(definition, measure, "measure"),
@@ -203,10 +200,14 @@ def _order_by(definition: ViewDefinition, text: str | None, place: str = "order_
     return text
 
 
-def _filters(columns: tuple[str, ...], parameters: Parameters) -> dict[str, tuple[str, ...]]:
+def _filters(
+    definition: ViewDefinition, parameters: Parameters, own: Collection[str]
+) -> dict[str, tuple[str, ...]]:
+    """Wanted texts by column. `attributes.limit` is filtered by its whole name: `limit` is another parameter."""
     filters = {}
-    for column in columns:
-        values = tuple(parameters.get(column, ()))
+    for dimension, column in zip(definition.dimensions, definition.dimension_columns, strict=True):
+        names = {dimension} if column in own else {dimension, column}
+        values = tuple(value for name in names for value in parameters.get(name, ()))
         if len(values) > FILTER_VALUES_MAX:
             raise Rejected("bad-parameter", f"at most {FILTER_VALUES_MAX} values", column, 400)
         if any("\x00" in value for value in values):
