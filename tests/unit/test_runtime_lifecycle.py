@@ -7,12 +7,13 @@ import contextlib
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, MutableMapping
-from typing import Any
+from typing import Any, Literal
 
 import aiohttp
 import pytest
@@ -182,6 +183,18 @@ def test_logs_are_json_with_secrets_masked(capsys: pytest.CaptureFixture[str]) -
     assert "hunter2" not in first
     assert "verysecret" not in second
     assert mask("crt_k1_x-y_z") == "crt_k1_***"
+
+
+@pytest.mark.parametrize("log_format", ["json", "pretty"])
+def test_what_is_logged_is_one_line_without_orders_to_a_terminal(
+    capsys: pytest.CaptureFixture[str], log_format: Literal["json", "pretty"]
+) -> None:
+    log = configure("test", log_format=log_format)
+    log.warning("bad\x1b[2J", reason="\x1b]0;owned\x07\x9b31m", store="a\r\nlevel=error forged")
+    logging.getLogger("library").warning("of %s", "a\r\nforged\x1b[31m")
+    said = capsys.readouterr().out
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f]", said)
+    assert len(said.splitlines()) == 2
 
 
 def test_too_few_open_files_are_a_plain_sentence() -> None:

@@ -18,6 +18,7 @@ from coffee_rt.runtime.addresses import mask_credentials
 Log = structlog.stdlib.BoundLogger
 
 _SECRET_FIELDS = re.compile(r"password|secret|token|authorization|api_?key\Z", re.IGNORECASE)
+_CONTROLS = re.compile(r"[^\n\t -~\u00a0-\U0010ffff]")
 _API_KEY = re.compile(r"\bcrt_([A-Za-z0-9]+)_[A-Za-z0-9_-]+")
 
 
@@ -39,6 +40,22 @@ def _mask_event(
     return event
 
 
+def _escape_event(
+    _logger: Any, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """For a terminal: what bad data says of itself must not become colours, or anything else, of it."""
+    for name, value in event.items():
+        if isinstance(value, str):
+            # Only a traceback has lines.
+            escaped = _CONTROLS.sub(_escaped, value)
+            event[name] = escaped if name == "exception" else escaped.replace("\n", "\\n")
+    return event
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return repr(found[0])[1:-1]
+
+
 def configure(
     process: str,
     instance: str = "",
@@ -57,11 +74,10 @@ def configure(
     ]
     # Tracebacks become text first, so that the mask sees them too.
     last: list[Any] = [structlog.processors.format_exc_info, _mask_event]
-    renderer: Any = (
-        structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())
-        if is_pretty
-        else structlog.processors.JSONRenderer()
-    )
+    renderer: Any = structlog.processors.JSONRenderer()
+    if is_pretty:
+        last.append(_escape_event)
+        renderer = structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=common,
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last, renderer],
