@@ -103,6 +103,27 @@ def test_every_bad_value_is_named_in_one_error() -> None:
     assert any(line.startswith("COFFEE_RT_HTTP_PORT: ") and "'high'" in line for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("name", "texts"),
+    [
+        ("COFFEE_RT_REDIS_URL", ("", " ", "redis", "http://cache", "redis://cache:x")),
+        ("COFFEE_RT_DATABASE_URL", ("", " ", "mysql://db/x", "postgresql://[db/x")),
+        ("COFFEE_RT_HTTP_PORT", ("", "-1", "65536", "1e3", "0x10")),
+        ("COFFEE_RT_SHARDS", ("0", "-1", str(2**63), "4.5")),
+        ("COFFEE_RT_GRACE_SECONDS", ("0", "-1", "nan", "inf", "-inf", "1e400")),
+        ("COFFEE_RT_REDIS_COMMAND_SECONDS_MAX", ("inf",)),
+        ("COFFEE_RT_NAMESPACE", ("", "a b", "a\nb", "x" * 65, "é")),
+        ("COFFEE_RT_AUTH", ("", "Off", "none")),
+        ("COFFEE_RT_WORKER_LINGER_MS", ("", "-5", "1001")),
+    ],
+)
+def test_values_that_can_not_be_are_refused_by_name(name: str, texts: tuple[str, ...]) -> None:
+    for text in texts:
+        with pytest.raises(SettingsError) as refusal:
+            load(TillSettings, {name: text})
+        assert str(refusal.value).startswith(f"{name}: "), text
+
+
 def test_settings_are_frozen() -> None:
     settings = load(TillSettings, {})
     with pytest.raises(ValueError, match="frozen"):
@@ -116,6 +137,15 @@ def test_printed_settings_hide_credentials() -> None:
     assert shown["COFFEE_RT_WORKER_LINGER_MS"] == "20"
     assert "hunter2" not in repr(settings) + str(shown)
     assert mask_credentials("redis://:s3@h:1/0 down") == "redis://***@h:1/0 down"
+
+
+def test_an_address_that_is_no_secret_is_printed_without_its_password() -> None:
+    url = "http://me:hidden@collector:4318"
+    settings = load(ProcessSettings, {"COFFEE_RT_OTLP_ENDPOINT": url})
+    assert masked(settings)["COFFEE_RT_OTLP_ENDPOINT"] == "http://***@collector:4318"
+    with pytest.raises(SettingsError) as caught:
+        load(ProcessSettings, {"COFFEE_RT_HTTP_PORT": url})
+    assert "hidden" not in str(caught.value)
 
 
 def test_a_child_gets_the_same_settings() -> None:

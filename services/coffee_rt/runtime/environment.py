@@ -17,7 +17,7 @@ from typing import Any, TypeVar, get_origin
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from coffee_rt.runtime.addresses import mask_secret
+from coffee_rt.runtime.addresses import mask_credentials, mask_secret
 from coffee_rt.runtime.settings import (
     PREFIX,
     DatabaseSettings,
@@ -92,7 +92,8 @@ def masked(settings: Settings) -> dict[str, str]:
         for part in path:
             value = getattr(value, part)
         text = _text(value)
-        shown[name] = text if info.repr else mask_secret(text)
+        # Any address may hold a password, that of a collector of traces too.
+        shown[name] = mask_credentials(text) if info.repr else mask_secret(text)
     return shown
 
 
@@ -157,7 +158,8 @@ def _explain(
         )
         message = problem["msg"].removeprefix("Value error, ")
         message = message[:1].lower() + message[1:]
-        given = "" if name in secret or not place else f" (it is {problem['input']!r})"
+        shown = mask_credentials(repr(problem["input"]))
+        given = "" if name in secret or not place else f" (it is {shown})"
         yield f"{name}: {message}{given}"
 
 

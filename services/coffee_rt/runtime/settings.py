@@ -47,7 +47,9 @@ def own(default: Any, *, help: str, **bounds: Any) -> Any:  # noqa: A002
 class Settings(BaseSettings):
     """Frozen, refuses unknown fields, and takes values only from its constructor."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix=PREFIX)
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_prefix=PREFIX, allow_inf_nan=False
+    )
 
     @classmethod
     def settings_customise_sources(
