@@ -86,6 +86,15 @@ async def wait_gauge(records: int) -> None:
     await until(lambda: gauge() == records, 60)
 
 
+async def test_a_result_that_can_not_be_written_is_told_and_no_success(
+    bed: AuditBed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    installation = Installation(bed.redis, bed.database, bed.namespace, SHARDS)
+    request = AuditRequest(is_log=False, is_views=False, json_file=tmp_path / "none" / "audit.json")
+    assert await run_audit(request, installation) == 2
+    assert "can't be written: No such file or directory" in capsys.readouterr().out
+
+
 async def test_all_is_in_balance_all_the_time_while_workers_are_killed(
     bed: AuditBed, tmp_path: Path
 ) -> None:

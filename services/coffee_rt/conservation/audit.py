@@ -74,12 +74,25 @@ async def run_audit(request: AuditRequest, installation: Installation) -> int:
     except CoffeeRtError as error:
         console.print(f"The audit could not look at everything: {error}", markup=False)
         return UNSEEN
-    if request.json_file is not None:
-        request.json_file.write_text(json.dumps(report.document(), indent=2) + "\n")
+    is_written = _write(console, request.json_file, report)
     for finding in report.findings[:LINES_MAX]:
         console.print(finding.line(), markup=False, soft_wrap=True)
     _tell(console, report)
-    return DIFFERENCES if report.findings else CLEAN
+    if report.findings:
+        return DIFFERENCES
+    return CLEAN if is_written else UNSEEN
+
+
+def _write(console: Console, file: Path | None, report: Report) -> bool:
+    """The result as JSON; whether it is where it was wanted."""
+    if file is None:
+        return True
+    try:
+        file.write_text(json.dumps(report.document(), indent=2) + "\n")
+    except OSError as error:
+        console.print(f"{file} can't be written: {error.strerror}", markup=False, soft_wrap=True)
+        return False
+    return True
 
 
 def _tell(console: Console, report: Report) -> None:
