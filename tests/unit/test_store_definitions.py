@@ -60,6 +60,9 @@ def test_an_own_file_replaces_a_built_in_view(tmp_path: Path) -> None:
         ("\x00", "bad.yaml"),
         ("name: " + "x" * 70_000, "bad.yaml: is larger"),
         ("a: &a [*a]\n", "bad.yaml"),
+        ("name: 2026-13-45\n", "bad.yaml: is not YAML"),
+        ("lanes: " + "1" * 5000, "bad.yaml: is not YAML"),
+        ("[" * 5000, "bad.yaml: is not YAML"),
     ],
 )
 def test_a_mistake_is_told_with_file_and_place(tmp_path: Path, source: str, told: str) -> None:

@@ -72,7 +72,7 @@ def load_catalogue(settings: OrderApiSettings) -> Catalogue:
     name = "COFFEE_RT_ORDER_API_CATALOGUE_FILE"
     try:
         document: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise SettingsError(f"{name}: can't read {path}: {error}") from None
     if not isinstance(document, dict) or not set(document) <= {"stores", "drinks"}:
         raise SettingsError(f"{name}: {path} must hold the lists `stores` and `drinks`, no more")

@@ -63,7 +63,8 @@ def _parse(file: Traversable) -> ViewDefinition:
         mark = error.problem_mark
         line = f", line {mark.line + 1}" if mark else ""
         raise Rejected("bad-view", f"{file.name}{line}: {error.problem}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # ValueError: no UTF-8, a date that is none, a number of thousands of digits.
         raise Rejected("bad-view", f"{file.name}: is not YAML: {error}") from error
     except OSError as error:
         raise Rejected("bad-view", f"{file.name}: can't be read: {error.strerror}") from error
