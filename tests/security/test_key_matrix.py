@@ -69,7 +69,16 @@ async def everybody(url: str) -> tuple[dict[str, MintedKey], list[str]]:
     revoked = await add_key(url, *SCOPES, is_revoked=True)
     unknown = mint_key()
     mixed = f"crt_{keys['read'].key_id}_{unknown.text.rpartition('_')[2]}"
-    return keys, [revoked.text, unknown.text, mixed, "x", keys["read"].text[:-1]]
+    nonsense = [
+        "",
+        "x",
+        "crt_",
+        "crt__",
+        "crt_é_ü",
+        "crt_a_" + "b" * 20_000,
+        f"{keys['read'].text}é",
+    ]
+    return keys, [revoked.text, unknown.text, mixed, keys["read"].text[:-1], *nonsense]
 
 
 async def test_each_route_takes_only_keys_of_its_scope(
