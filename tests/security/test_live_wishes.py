@@ -159,6 +159,7 @@ async def test_a_handshake_of_nonsense_ends_alone(platform: Platform, header: by
     async with asyncio.timeout(10):
         answer = await reader.read(100)
     writer.transport.abort()
+    await until_no_session(platform)
     assert b" 500 " not in answer
     assert not header.startswith(b"Origin") or answer.startswith(b"HTTP/1.1 403")
     assert await is_serving(platform)
