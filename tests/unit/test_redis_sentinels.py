@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from coffee_rt.redis_nodes import sentinels
 from coffee_rt.redis_nodes.nodes import RedisNodes, has_moved
@@ -42,6 +43,7 @@ class Cluster:
 
     def __init__(self) -> None:
         self.named: list[int | None] = [None, None, None]
+        self.asked = [0, 0, 0]
         self.masters = [Speaker(_call_myself_master) for _ in range(2)]
         self.sentinels = [Speaker(partial(self._name, number)) for number in range(3)]
         self._servers: list[asyncio.Server] = []
@@ -60,6 +62,7 @@ class Cluster:
         return f"redis+sentinel://{hosts}/coffee"
 
     def _name(self, sentinel: int, _said: bytes) -> bytes:
+        self.asked[sentinel] += 1
         master = self.named[sentinel]
         if master is None:
             return b""
@@ -137,4 +140,14 @@ async def test_a_server_that_all_go_on_naming_is_kept(cluster: Cluster) -> None:
         another = await opened(nodes)
         await another.disconnect()
     assert not has_moved(connection)
+    await connection.disconnect()
+
+
+async def test_those_who_wait_to_ask_share_the_failure_of_who_asks(cluster: Cluster) -> None:
+    nodes = RedisNodes(cluster.url)
+    ended = await asyncio.gather(*(opened(nodes) for _ in range(8)), return_exceptions=True)
+    assert all(isinstance(each, RedisConnectionError) for each in ended)
+    assert cluster.asked == [1, 1, 1]
+    cluster.named = [0, 0, 0]
+    connection = await opened(nodes)
     await connection.disconnect()

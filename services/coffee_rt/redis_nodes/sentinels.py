@@ -40,6 +40,9 @@ class SentinelFinder:
         self._asking = asyncio.Lock()
         self._master: Node | None = None
         self._asked_at = 0.0
+        self._failures = 0
+        self._problem = ""
+        """Of the last failure."""
         self._is_login_needed = True
         self._moves = 0
         self._named: set[Node] = set()
@@ -47,9 +50,18 @@ class SentinelFinder:
         self._watching: asyncio.Task[None] | None = None
 
     async def find(self, key: bytes | None) -> Node:
+        failures = self._failures
         async with self._asking:
+            if self._failures != failures:
+                # Nobody answered while this one waited for its turn. Ten that each ask anew wait ten times as long.
+                raise NotConnected(self._problem)
             if self._master is None or time.monotonic() > self._asked_at + FRESH_SECONDS:
-                self._master = await self._ask_all()
+                try:
+                    self._master = await self._ask_all()
+                except NotConnected as error:
+                    self._failures += 1
+                    self._problem = str(error)
+                    raise
                 self._asked_at = time.monotonic()
                 if self._watching is None or self._watching.done():
                     self._watching = asyncio.create_task(_keep_asking(weakref.ref(self)))
