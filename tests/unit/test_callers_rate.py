@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from ipaddress import ip_network
 
 import pytest
 
 from coffee_rt.callers import rate
-from coffee_rt.callers.addresses import client_subject
+from coffee_rt.callers.addresses import client_address, client_subject
 from coffee_rt.callers.rate import Quota, RateLimiter, StorageAway
+from coffee_rt.order_api.http_exchange import read_head
 from tests.clocks import StoppedClock
 
 
@@ -145,3 +147,10 @@ async def test_an_increment_under_way_is_not_sent_again() -> None:
 )
 def test_an_address_is_limited_by_what_one_caller_is_given(address: str, subject: str) -> None:
     assert client_subject(address) == subject
+
+
+def test_a_client_is_told_from_others_behind_a_proxy_that_adds_a_line_of_its_own() -> None:
+    """Else all clients of the proxy before it are limited as one."""
+    lines = [(b"x-forwarded-for", b"6.6.6.6, 192.0.2.1"), (b"x-forwarded-for", b"10.1.1.1")]
+    forwarded = read_head(lines)[b"x-forwarded-for"]
+    assert client_address(("10.0.0.1", 1), forwarded, [ip_network("10.0.0.0/8")]) == "192.0.2.1"

@@ -36,6 +36,7 @@ PACKED_PIECE_BYTES = 64 * 1024
 UNPACK_IN_THREAD_BYTES = 128 * 1024
 """Smaller packed bodies are unpacked at once; larger ones beside the event loop."""
 
+_FORWARDED = b"x-forwarded-for"
 _WANTED = frozenset(
     {
         b"authorization",
@@ -46,7 +47,7 @@ _WANTED = frozenset(
         b"prefer",
         b"traceparent",
         b"x-api-key",
-        b"x-forwarded-for",
+        _FORWARDED,
     }
 )
 _ONCE = frozenset({b"authorization", b"content-type", b"idempotency-key", b"x-api-key"})
@@ -161,6 +162,9 @@ def read_head(headers: Headers) -> dict[bytes, bytes]:
             if name in head and name in _ONCE:
                 place = name.decode()
                 raise Rejected("repeated-header", "must be sent once", place, status=400)
+            if name in head and name == _FORWARDED:
+                # A proxy may add a line of its own below those that came.
+                value = head[name] + b"," + value
             head[name] = value
     return head
 
