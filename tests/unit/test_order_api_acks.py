@@ -97,6 +97,19 @@ async def test_floors_of_another_timeline_make_nothing_visible() -> None:
         assert await acks.wait({POSITION}, Ack.VISIBLE, LONG_SECONDS) is Ack.VISIBLE
 
 
+async def test_what_a_promotion_may_have_taken_back_is_asked_about_again() -> None:
+    """PostgreSQL was promoted after the commit was heard: the log is set back for what the new one lacks."""
+    async with listening(MemoryChannels(), _is_not_settled) as acks:
+        acks.hear("view:sales", folded("1.7.1", floor=1))
+        acks.hear("stored", commit(timeline="7.1"))
+        assert await waits(acks, 0.05) is Ack.STORED
+        acks.hear("view:sales", folded("1.7.2", floor=1))
+        assert await waits(acks, 0.05) is Ack.LOGGED
+        # Stored again, from the log.
+        acks.hear("stored", commit(timeline="7.2"))
+        assert await waits(acks, LONG_SECONDS) is Ack.STORED
+
+
 async def test_log_that_hangs_makes_no_answer_late() -> None:
     async def hang(position: Position) -> bool:
         await asyncio.Event().wait()

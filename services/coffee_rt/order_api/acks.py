@@ -233,8 +233,19 @@ class Acks:
             # Another epoch may count its transactions anew (a restored or promoted PostgreSQL).
             self._epochs[view] = epoch
             self._floors = {key: value for key, value in self._floors.items() if key[0] != view}
+            self._forget_others(epoch.partition(".")[2])
         key = (view, lane)
         self._floors[key] = max(self._floors.get(key, 0), floor)
+
+    def _forget_others(self, timeline: str) -> None:
+        """Commits to another timeline than PostgreSQL's newest may be taken back: the log knows which."""
+        others = [
+            batch_id
+            for batch_id, commit in self._commits.items()
+            if commit.timeline not in ("", timeline)
+        ]
+        for batch_id in others:
+            del self._commits[batch_id]
 
 
 def _wake(waiters: Waiters) -> None:
