@@ -159,6 +159,7 @@ async def wired(settings: FanoutSettings, lifecycle: Lifecycle) -> AsyncIterator
     try:
         yield Fanout(settings, lifecycle, hub, dashboard, server, app, pool)
     finally:
+        await lifecycle.stop_tasks()
         await server.close()
         await messages.close()
         await counts.close()

@@ -162,6 +162,7 @@ async def open_order_api(
         )
         yield OrderApi(app, producer, keeper, doorkeeper)
     finally:
+        await lifecycle.stop_tasks()
         if pool is not None:
             await pool.close()
         await producer.close()

@@ -94,6 +94,7 @@ async def wired(settings: QueryApiSettings, lifecycle: Lifecycle) -> AsyncIterat
     try:
         yield build_app(service, letters, gate, lifecycle.health, clock)
     finally:
+        await lifecycle.stop_tasks()
         await keeper.close()
         await counts.close()
         for pool in (primary, replica):

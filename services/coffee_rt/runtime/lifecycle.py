@@ -110,8 +110,9 @@ class Lifecycle:
                 self._crashed.set_result(error)
 
     async def stop_tasks(self) -> set[asyncio.Future[Any]]:
-        """Cancel what is still running in the background, and wait for it; what does not end."""
-        return await _end(set(self._tasks))
+        """Cancel what is still running in the background, and wait for it; what does not end. To be called before
+        what it uses is closed: it would open that again."""
+        return await _end({task for task in self._tasks if task is not asyncio.current_task()})
 
 
 def run(process: str, main: Callable[[Lifecycle, S], Awaitable[None]], settings: S) -> int:
