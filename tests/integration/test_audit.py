@@ -19,7 +19,7 @@ from coffee_rt.domain.wire import WIRE_VERSION, encode_record
 from coffee_rt.runtime.breaker import CircuitBreaker
 from coffee_rt.runtime.clock import SystemClock
 from coffee_rt.runtime.logs import get_log
-from coffee_rt.runtime.settings import DatabaseSettings
+from coffee_rt.runtime.settings import DatabaseSettings, RedisSettings
 from coffee_rt.store.inspect import IntakeFacts, inspect_database
 from coffee_rt.store.intake import PostgresIntake
 from coffee_rt.store.intake_contract import IntakeWrite
@@ -420,10 +420,20 @@ async def test_an_order_deleted_from_the_intake_by_hand_is_seen(
 async def test_an_audit_that_can_not_look_says_so(
     database_url: str, redis_namespace: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from coffee_rt.runtime.settings import RedisSettings
-
     nowhere = RedisSettings(url="redis://127.0.0.1:1/0")
     database = DatabaseSettings(url=database_url)
     code = await run_audit(AuditRequest(), Installation(nowhere, database, redis_namespace, SHARDS))
     assert code == 2
     assert "could not look" in capsys.readouterr().out
+
+
+async def test_a_database_that_is_not_migrated_is_no_difference(
+    valkey_url: str,
+    redis_namespace: str,
+    empty_database_url: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    redis, database = RedisSettings(url=valkey_url), DatabaseSettings(url=empty_database_url)
+    code = await run_audit(AuditRequest(), Installation(redis, database, redis_namespace, SHARDS))
+    assert code == 2
+    assert "run coffee-rt migrate" in capsys.readouterr().out

@@ -20,11 +20,12 @@ from coffee_rt.conservation.findings import Finding, Report, instant
 from coffee_rt.conservation.log_audit import audit_shard
 from coffee_rt.domain.times import parse_seconds
 from coffee_rt.domain.wire import INTAKE_SHARD
-from coffee_rt.errors import CoffeeRtError, Rejected
+from coffee_rt.errors import CoffeeRtError, Rejected, Retryable
 from coffee_rt.runtime.bars import Bars, drawn_bars
 from coffee_rt.runtime.settings import DatabaseSettings, RedisSettings
 from coffee_rt.store.intake import PostgresIntake
 from coffee_rt.store.ledger_rows import open_reading
+from coffee_rt.store.migrations import pending_migrations
 from coffee_rt.store.pool import Pool, create_pool
 from coffee_rt.store.view_catalogue import PostgresViewCatalogue
 from coffee_rt.store.view_contract import AuditDifference, ViewState
@@ -72,7 +73,8 @@ async def run_audit(request: AuditRequest, installation: Installation) -> int:
     try:
         await _look(request, installation, report)
     except CoffeeRtError as error:
-        console.print(f"The audit could not look at everything: {error}", markup=False)
+        told = f"The audit could not look at everything: {error}"
+        console.print(told, markup=False, soft_wrap=True)
         return UNSEEN
     is_written = _write(console, request.json_file, report)
     for finding in report.findings[:LINES_MAX]:
@@ -120,6 +122,7 @@ async def _look(request: AuditRequest, installation: Installation, report: Repor
     log = RedisLog(installation.redis, installation.namespace, installation.shards)
     keeper = log.keeper()
     try:
+        await _check_schema(pool)
         with drawn_bars() as bars:
             if request.is_log:
                 await keeper.start()
@@ -129,6 +132,14 @@ async def _look(request: AuditRequest, installation: Installation, report: Repor
     finally:
         await keeper.close()
         await pool.close()
+
+
+async def _check_schema(pool: Pool) -> None:
+    """Raises Retryable where the database lacks what is looked at: that is no difference."""
+    async with pool.connection() as connection:
+        missing = await pending_migrations(connection)
+    if missing:
+        raise Retryable(f"the database lacks {', '.join(missing)}: run coffee-rt migrate")
 
 
 async def _audit_log(
