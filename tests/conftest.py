@@ -3,6 +3,8 @@
 Both come from the embedded wheels, start at the first test that needs them and keep nothing on disk
 afterwards. Each test has a Redis namespace and a database of its own, so tests may run in any order and,
 under xdist, beside each other (a worker process is a session).
+
+A test whose event loop ends with a connection that nobody closed fails, by `WatchedLoop`.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import asyncio
 import itertools
 import os
 import tempfile
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +32,39 @@ collect_ignore = [] if programs() else ["integration/test_postgres_certificates.
 
 _TEMPLATE = "migrated"
 _numbers = itertools.count(1)
+
+
+_left_open: list[str] = []
+
+
+class WatchedLoop(asyncio.SelectorEventLoop):
+    """Says at its end which connections are still open. Otherwise the garbage collector would, as an error of
+    whatever test it happens to run in, perhaps minutes later."""
+
+    def close(self) -> None:
+        if not self.is_closed():
+            transports: Mapping[int, asyncio.Transport] = getattr(self, "_transports")  # noqa: B009
+            for transport in list(transports.values()):
+                if transport.get_extra_info("socket").fileno() != -1:
+                    peer = transport.get_extra_info("peername")
+                    _left_open.append(f"{transport!r} to {peer} of {transport.get_protocol()!r}")
+        super().close()
+
+
+class _Policy(asyncio.DefaultEventLoopPolicy):
+    _loop_factory = WatchedLoop
+
+
+asyncio.set_event_loop_policy(_Policy())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown() -> Generator[None, object, object]:
+    """After the test's fixtures, its loop among them."""
+    result = yield
+    left, _left_open[:] = _left_open[:], []
+    assert not left, f"connections that nobody closed: {left}"
+    return result
 
 
 def run_aside(coroutine: Coroutine[Any, Any, T]) -> T:
