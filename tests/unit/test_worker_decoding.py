@@ -126,3 +126,12 @@ def test_parked_entry_keeps_every_record_raw() -> None:
     write = decoder().park(a_delivery(records), "fails alone")
     assert [dead.raw for dead in write.dead] == records
     assert not write.orders
+
+
+def test_parked_records_are_still_their_tenants_under_the_ids_that_were_answered() -> None:
+    order = an_order(tenant=7)
+    unreadable = b"\x91\x01"
+    write = decoder().park(a_delivery([encode_record(order), unreadable]), "fails alone")
+    assert [dead.code for dead in write.dead] == ["unstorable-entry"] * 2
+    assert [dead.tenant for dead in write.dead] == [7, 0]
+    assert [dead.order_id for dead in write.dead] == [order.order_id, None]

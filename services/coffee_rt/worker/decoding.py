@@ -51,7 +51,7 @@ class EntryDecoder:
         return self._decode_apart(delivery, now_ms)
 
     def park(self, delivery: Delivery, detail: str) -> EntryWrite:
-        """The entry with all its records as dead letters, raw."""
+        """The entry with all its records as dead letters, raw: each of its tenant, under the id that was answered."""
         if delivery.fault is not None:
             raw = msgspec.msgpack.encode(delivery.raw)
             return _entry(delivery, (), _whole(raw, "unstorable-entry", detail))
@@ -61,7 +61,10 @@ class EntryDecoder:
             records = []
         if len(records) != delivery.records:
             return _entry(delivery, (), _whole(delivery.data, "unstorable-entry", detail))
-        dead = [_dead(index, raw, "unstorable-entry", detail) for index, raw in enumerate(records)]
+        dead = [
+            _dead(index, raw, "unstorable-entry", detail, _readable(raw))
+            for index, raw in enumerate(records)
+        ]
         return _entry(delivery, (), dead)
 
     def _suspects(self, orders: Sequence[Order], now_ms: int) -> bool:
@@ -129,6 +132,14 @@ class EntryDecoder:
         low, high = id_floor(max(0, now_ms - self._keep_ms)), id_floor(now_ms + AHEAD_MS)
         if not low <= order.order_id < high:
             raise Rejected("order-id-time", "is older than retention or in the future", "/order_id")
+
+
+def _readable(raw: bytes) -> Order | None:
+    """Whose record it is, where that can be read."""
+    try:
+        return wire.decode_record(raw)
+    except Exception:  # noqa: BLE001 - the boundary of a record: none stops the others
+        return None
 
 
 def _entry(delivery: Delivery, orders: Sequence[Order], dead: Sequence[DeadRecord]) -> EntryWrite:
