@@ -18,6 +18,7 @@ from coffee_rt.runtime.clock import SystemClock
 from coffee_rt.runtime.health import Health
 from coffee_rt.runtime.logs import get_log
 from coffee_rt.store.contract import OrderWriter
+from coffee_rt.store.intake_contract import Intake
 from coffee_rt.store.memory import MemoryKeeper as MemoryStoreKeeper
 from coffee_rt.store.memory import MemoryOrderWriter
 from coffee_rt.store.memory_database import MemoryDatabase
@@ -109,6 +110,7 @@ class MemoryShop:
         limits: WorkerLimits = LIMITS,
         writer: OrderWriter | None = None,
         group: str = GROUP,
+        intake: Intake | None = None,
     ) -> Worker:
         parts = WorkerParts(
             reader=MemoryReader(self.log, group, instance),
@@ -121,6 +123,7 @@ class MemoryShop:
             clock=self.clock,
             health=self.health,
             log=get_log("worker"),
+            intake=intake,
         )
         limits = replace(limits, care=replace(limits.care, group=group, instance=instance))
         worker = Worker(parts, limits)

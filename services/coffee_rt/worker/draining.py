@@ -2,7 +2,8 @@
 
 Works whether the log is there or not. Several workers may be at it at once: a batch belongs to whoever takes it
 out of the table, in the transaction that stores it. One that another worker holds is passed over, until
-it has waited so long that the other must be hanging.
+it has waited so long that the other must be hanging. One that fails alone holds up nobody: it is tried again
+between looks for others, and parked as dead letters when it still fails while they are stored.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ POLL_SECONDS = 0.5
 TAKEN_PAUSE_SECONDS = 0.05
 BATCHES_MAX = 200
 BYTES_MAX = 4 << 20
+APART_BATCHES_MAX = 200
+APART_BYTES_MAX = 32 << 20
+"""Of those apart; at either limit others are not looked for. So many fail alone only when everything fails."""
 HELD_SECONDS_MAX = 30.0
 """A batch that others have held for so long is waited for, and a transaction that hangs with it is ended."""
 
@@ -51,27 +55,49 @@ class IntakeDrain:
         self._storer = make_storer(self._on_stored)
         self._is_draining = is_draining
         self._pause = pause
+        self._apart: deque[Batch] = deque()
+        """Of one entry each, that failed alone."""
         self._taken = 0
 
     async def run(self) -> None:
         """Until the worker drains. What it leaves waits for the next worker."""
         while not self._is_draining():
             try:
-                waiting = await self._intake.waiting(BATCHES_MAX, BYTES_MAX)
+                fresh = await self._look()
             except Retryable:
                 # Counted and shown where batches are committed; without any, nothing is late.
                 await self._pause(POLL_SECONDS * 4)
                 continue
-            if not waiting:
-                await self._pause(POLL_SECONDS)
-                continue
             self._taken = 0
-            await self._store(waiting)
+            if fresh:
+                await self._store(fresh)
+            await self._try_again()
             if not self._taken:
-                await self._pause(TAKEN_PAUSE_SECONDS)
+                await self._pause(TAKEN_PAUSE_SECONDS if fresh else POLL_SECONDS)
+
+    async def _look(self) -> list[WaitingBatch]:
+        """The oldest that wait, without those apart."""
+        apart = {
+            delivery.batch_id: delivery for each in self._apart for delivery in each.deliveries
+        }
+        size = sum(len(delivery.data) for delivery in apart.values())
+        if len(apart) >= APART_BATCHES_MAX or size >= APART_BYTES_MAX:
+            return []
+        waiting = await self._intake.waiting(BATCHES_MAX + len(apart), BYTES_MAX + size)
+        return [batch for batch in waiting if batch.batch_id not in apart]
+
+    async def _try_again(self) -> None:
+        """Those apart, in turns, up to the first that fails again: what came meanwhile goes before the next."""
+        turns = len(self._apart)
+        while turns and not self._is_draining():
+            await self._storer.store(self._apart.popleft(), self._set_apart, may_park=True)
+            turns = 0 if len(self._apart) >= turns else turns - 1
+
+    async def _set_apart(self, batch: Batch) -> None:
+        self._apart.append(batch)
 
     async def _store(self, waiting: Sequence[WaitingBatch]) -> None:
-        """All of them stored, dead, or left to another worker."""
+        """All of them stored, dead, set apart, or left to another worker."""
         now_ms = int(self._clock.now() * 1000)
         deliveries = [_delivery(batch) for batch in waiting]
         writes = [self._decoder.decode(delivery, now_ms) for delivery in deliveries]
@@ -83,12 +109,8 @@ class IntakeDrain:
             turns.extend([*rest, oldest])
         if is_held:
             turns[-1] = replace(turns[-1], is_claimed=True)
-
-        async def wait_turn(batch: Batch) -> None:
-            turns.append(batch)
-
         while turns and not self._is_draining():
-            await self._storer.store(turns.popleft(), wait_turn, may_park=True)
+            await self._storer.store(turns.popleft(), self._set_apart, may_park=True)
 
     async def _on_stored(self, stored: StoredBatch) -> None:
         """Tell of what this worker took; a batch that another took is told of there."""
