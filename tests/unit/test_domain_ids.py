@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coffee_rt.domain.ids import (
+    BACK_MS_MAX,
     IdMinter,
     check_client_id_time,
     display_number,
@@ -22,15 +23,27 @@ NOW_MS = 1_763_000_000_000
 
 
 @given(st.lists(st.tuples(st.integers(-3, 3), st.integers(0, 1023)), min_size=1, max_size=200))
-def test_minted_ids_rise_whatever_the_clock_does(steps: list[tuple[int, int]]) -> None:
+def test_minted_ids_rise_however_the_clock_trembles(steps: list[tuple[int, int]]) -> None:
     minter = IdMinter()
-    now_ms = NOW_MS
+    now_ms = highest_ms = NOW_MS
     minted = []
     for step, shard in steps:
-        now_ms += step
+        now_ms = max(now_ms + step, highest_ms - BACK_MS_MAX)
+        highest_ms = max(highest_ms, now_ms)
         minted.append(minter.mint(now_ms, shard))
     assert minted == sorted(set(minted))
     assert [id_shard(order_id) for order_id in minted] == [shard for _, shard in steps]
+
+
+def test_ids_follow_a_clock_that_was_set_right() -> None:
+    minter = IdMinter()
+    early = [minter.mint(NOW_MS + 3_000), *minter.mint_many(NOW_MS + 3_000, 0, 2)]
+    late = [minter.mint(NOW_MS), *minter.mint_many(NOW_MS, 0, 2)]
+    assert [id_time_ms(order_id) for order_id in late] == [NOW_MS] * 3
+    assert late == sorted(late)
+    again = minter.mint_many(NOW_MS + 3_000, 0, 2)
+    assert len({*early, *late, *again}) == 8
+    assert [id_time_ms(each) for each in minter.mint_many(NOW_MS, 0, 2)] == [NOW_MS] * 2
 
 
 def test_more_ids_than_fit_in_a_millisecond_borrow_from_the_next() -> None:

@@ -14,9 +14,9 @@ from coffee_rt.runtime.clock import SystemClock
 from coffee_rt.streams.contract import ENTRY_ID_ZERO, Appended, Outcome
 from coffee_rt.streams.flush import ProducerLimits
 from coffee_rt.streams.memory import MemoryLog, MemoryTarget
-from coffee_rt.streams.memory_groups import MemoryReader
+from coffee_rt.streams.memory_groups import MemoryKeeper, MemoryReader
 from coffee_rt.streams.producer import GroupProducer
-from tests.streams_bed import an_append
+from tests.streams_bed import WrongClock, an_append
 
 SHARDS = 2
 
@@ -58,6 +58,26 @@ async def test_a_retry_after_a_failure_finds_one_order(point: str) -> None:
     assert logged(log) == [again.order_id]
     was_logged = point == "append.answer"
     assert again.outcome is (Outcome.DUPLICATE if was_logged else Outcome.NEW)
+    await producer.close()
+
+
+@pytest.mark.parametrize("seconds", [3.0, -90.0])
+async def test_ids_of_a_clock_that_is_off_are_not_logged_before_the_logs_is_known(
+    seconds: float,
+) -> None:
+    log = MemoryLog(SystemClock(), SHARDS)
+    clock = WrongClock(seconds)
+    producer = GroupProducer(MemoryTarget(log, SHARDS, clock=clock), clock)
+    # Redis was away when the process started: nobody has told it the time.
+    early = [producer.append(shard, an_append(producer)) for shard in range(SHARDS)]
+    for answer in await asyncio.gather(*early, return_exceptions=True):
+        assert isinstance(answer, NotExecuted)
+    assert not any(shard.ids for shard in log.shards)
+    order = an_append(producer)
+    position = (await producer.append(0, order)).position
+    found = await MemoryKeeper(log).find_order(order.order_id)
+    assert found is not None
+    assert found[0] == position
     await producer.close()
 
 

@@ -26,6 +26,10 @@ CLIENT_ID_AGE_SECONDS_MAX = 24 * 3600
 
 CLIENT_ID_AHEAD_SECONDS_MAX = 300
 
+BACK_MS_MAX = 40
+"""How far ids may be ahead of the time that is given. Below streams.backlog.FIND_BEFORE_MS: an id further ahead of its
+entry is not found in the log."""
+
 _SEQUENCE_MAX = 0xFFF
 _RANDOM_POOL_BYTES = 8 * 512
 _pack_id = struct.Struct(">IHHQ").pack
@@ -33,10 +37,11 @@ _text_parts = struct.Struct("8s4s4s4s12s").iter_unpack
 
 
 class IdMinter:
-    """Mints strictly increasing UUIDv7 for one process. Not for use by several threads.
+    """Mints increasing UUIDv7 for one process. Not for use by several threads.
 
     The caller gives the time (Redis's clock, see streams), so that an id and the entry it travels in
-    agree. Time going backwards, or more than 4096 ids in a millisecond, borrows from the next one.
+    agree. Time going backwards a little, or more than 4096 ids in a millisecond, borrows from the next one. Where it
+    goes back further, a clock was set right: so do the ids, which only their random bits then tell from earlier ones.
     """
 
     __slots__ = ("_last_ms", "_offset", "_pool", "_sequence")
@@ -49,7 +54,7 @@ class IdMinter:
 
     def mint(self, now_ms: int, shard: int = 0) -> OrderId:
         """One id for `shard` (0..1023) at `now_ms` (Unix milliseconds)."""
-        if now_ms > self._last_ms:
+        if now_ms > self._last_ms or now_ms < self._last_ms - BACK_MS_MAX:
             self._last_ms = now_ms
             self._sequence = 0
         elif self._sequence == _SEQUENCE_MAX:
@@ -79,7 +84,7 @@ class IdMinter:
         randoms = struct.unpack(f">{count}Q", os.urandom(8 * count))
         minted: list[bytes] = []
         last_ms, sequence = self._last_ms, self._sequence
-        if now_ms > last_ms:
+        if now_ms > last_ms or now_ms < last_ms - BACK_MS_MAX:
             last_ms, sequence = now_ms, -1
         while len(minted) < count:
             if sequence == _SEQUENCE_MAX:

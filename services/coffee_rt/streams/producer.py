@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from coffee_rt.domain.ids import IdMinter
 from coffee_rt.errors import CoffeeRtError, NotExecuted, Overload, Retryable
 from coffee_rt.runtime.clock import Clock
 from coffee_rt.streams import metrics
+from coffee_rt.streams.backlog import FIND_AFTER_MS, FIND_BEFORE_MS
 from coffee_rt.streams.contract import Append, Appended, Logged
 from coffee_rt.streams.flush import (
     Flush,
@@ -312,6 +313,8 @@ class GroupProducer:
     async def _flush(self, shard: _Shard, waiting: list[_Waiting], flush: Flush) -> None:
         if not flush.items:
             return
+        if not self._redis_clock.is_known:
+            await self._meet()
         shard.flushing_since = began = self._clock.monotonic()
         try:
             reply = await self._target.execute(flush)
@@ -336,8 +339,24 @@ class GroupProducer:
             if not future.done():
                 future.set_result(appended)
 
+    async def _meet(self) -> None:
+        """Before the first flush of a producer whose `start` found nobody. Ids minted on a clock that is off would
+        not be found in the log: raises NotExecuted, and tells it to all that wait."""
+        try:
+            await self.start()
+        except CoffeeRtError:
+            return  # The flush itself shows what can be done.
+        if -FIND_BEFORE_MS <= self.clock_offset_seconds * 1000 <= FIND_AFTER_MS:
+            return
+        error = NotExecuted("the log's clock was not known yet")
+        for shard in self._shards:
+            waiting, shard.queue = shard.queue, deque()
+            shard.records = shard.bytes = shard.keyed = 0
+            self._fail(shard, waiting, error)
+        raise error
+
     def _fail(
-        self, shard: _Shard, waiting: Sequence[_Waiting], error: Retryable | Overload
+        self, shard: _Shard, waiting: Iterable[_Waiting], error: Retryable | Overload
     ) -> None:
         metrics.FLUSHES.labels(_outcome_of(error)).inc()
         if not isinstance(error, Overload):

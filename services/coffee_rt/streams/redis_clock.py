@@ -24,6 +24,11 @@ class RedisClock:
         self._learned_at = 0.0
         self.offset_seconds = 0.0
 
+    @property
+    def is_known(self) -> bool:
+        """Whether any reply has told it."""
+        return self._round_trip != float("inf")
+
     def now_ms(self) -> int:
         return int((self._clock.now() + self.offset_seconds) * 1000)
 
