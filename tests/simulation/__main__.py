@@ -16,7 +16,7 @@ from contextlib import nullcontext
 from functools import partial
 from zlib import crc32
 
-from tests.simulation.planted import PLANTED
+from tests.simulation.planted import PLANTED, is_concerned
 from tests.simulation.run import Outcome, simulate
 
 CHUNK_SEEDS = 20
@@ -112,7 +112,7 @@ def _replay(seed: int, planted: str | None) -> int:
 
 def _run_chunk(seeds: list[int], planted: str | None) -> list[Outcome]:
     with PLANTED[planted]() if planted else nullcontext():
-        return [simulate(seed) for seed in seeds]
+        return [simulate(seed) for seed in seeds if is_concerned(seed, planted)]
 
 
 def _run_all(seeds: Iterable[int], processes: int, planted: str | None) -> Iterator[Outcome]:

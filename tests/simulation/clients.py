@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from coffee_rt.domain.ids import IdMinter
 from coffee_rt.errors import NotExecuted, Overload, Retryable
 from coffee_rt.order_api.acks import Ack
+from coffee_rt.query_api.finding import OrderFinder
 from coffee_rt.streams.contract import Appended, Outcome
 from tests.simulation import truth
 from tests.simulation.loop import Process
@@ -56,6 +57,13 @@ class Clients:
 
     async def run(self, world: World, process: Process) -> None:
         world.parts[process.name].core = self
+        self._finder = OrderFinder(
+            world.remote_log_keeper(),
+            world.remote_order_reader(),
+            world.breaker_of(process, "redis"),
+            world.breaker_of(process, "postgresql"),
+            world.remote_intake(),
+        )
         await asyncio.gather(*map(self._play, self.told))
         await asyncio.Event().wait()
 
@@ -73,9 +81,16 @@ class Clients:
                 await self._settle(told)
             if told.wish.is_repeated:
                 await self._settle(told)
-            if told.wish.is_twin:
+            if told.wish.is_twin and told.ids:
                 await self._send_twin(told)
-            told.is_over = True
+            told.is_over = not told.wish.is_recalled
+        early_seconds = self._world.plan.recall_at - self._world.loop.now
+        if early_seconds > 0:
+            await asyncio.sleep(early_seconds)
+        for told in client:
+            if told.wish.is_recalled:
+                await self._settle(told)
+                told.is_over = True
 
     async def _settle(self, told: Told) -> None:
         """Until it is known what became of it, or can't be known."""
@@ -83,15 +98,38 @@ class Clients:
             answer = await self._attempt(told.wish, told.client_id)
             if isinstance(answer, Appended):
                 if answer.outcome is Outcome.CONFLICT:
-                    self._world.fail(f"wish {told.wish.number} conflicts with itself")
+                    if not (told.twin_sent and self._world.plan.has_intake):
+                        self._world.fail(f"wish {told.wish.number} conflicts with itself")
+                    return
                 told.ids.add(answer.order_id)
                 self._world.note(f"wish {told.wish.number} is {answer.order_id.hex()}")
+                await self._look_up(told, answer.order_id)
                 return
             if answer is None:
                 told.is_unknown = True
                 if told.wish.key is None and told.client_id is None:
                     return
+            if answer is False and told.wish.is_impatient:
+                self._world.note(f"wish {told.wish.number} is given up")
+                return
             await asyncio.sleep(0.05 + 0.4 * self._world.chance.random())
+
+    async def _look_up(self, told: Told, order_id: bytes) -> None:
+        """Who was told an id finds its order, wherever it is."""
+        world = self._world
+        if not (world.plan.has_intake or world.plan.is_poisoned) or world.chance.random() < 0.5:
+            return
+        try:
+            found = await self._finder.find(0, order_id)
+        except Retryable:
+            return
+        if found is not None:
+            world.happened[f"found {found.state}"] += 1
+        elif order_id not in world.lost_ids and not world.plan.has("failover"):
+            # A master with another clock: until the first answer, ids are minted ahead of their entries.
+            world.fail(
+                f"I1: wish {told.wish.number} was told {order_id.hex()}, and it is not found"
+            )
 
     async def _send_twin(self, told: Told) -> None:
         """Another body under the same key: refused, and never stored."""
@@ -152,7 +190,10 @@ class Clients:
                 appended: Appended = await part.core.place(wish, client_id)
                 await self._check_ack(part, wish, appended)
                 result = appended
-        except (NotExecuted, Overload):
+        except Overload as refusal:
+            self._world.happened[f"refused {refusal.code}"] += 1
+            result = False
+        except NotExecuted:
             result = False
         except Retryable:
             result = None

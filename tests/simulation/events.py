@@ -11,6 +11,7 @@ from typing import Any
 from coffee_rt.domain.views import ViewDefinition
 from coffee_rt.errors import Rejected, Retryable
 from coffee_rt.streams.contract import STORE_GROUP
+from tests.simulation import redrives
 from tests.simulation.loop import Process
 from tests.simulation.network import GIVE_UP_SECONDS, LATE_SECONDS_MAX, Server
 from tests.simulation.plan import Event
@@ -88,6 +89,38 @@ class Misfortunes:
         world.network.cut.add(pair)
         await asyncio.sleep(seconds)
         world.network.cut.discard(pair)
+
+    async def _cut_off(self, seconds: float) -> None:
+        """Some order_api can't connect to Redis; others can."""
+        world = self._world
+        names = [name for name in world.parts if name.startswith("api")]
+        chosen = world.chance.sample(names, world.chance.randint(1, len(names)))
+        world.note(f"cut off from redis: {chosen}")
+        pairs = {(name, "redis") for name in chosen}
+        world.network.refused |= pairs
+        await asyncio.sleep(seconds)
+        world.network.refused -= pairs
+
+    async def _both_away(self, seconds: float) -> None:
+        await asyncio.gather(self._redis_away(seconds), self._postgresql_away(seconds))
+
+    async def _log_full(self, seconds: float) -> None:
+        self._world.log.memory_bytes_max = max(1, self._world.log.memory_bytes - 1)
+        await asyncio.sleep(seconds)
+        self._world.log.memory_bytes_max = 0
+
+    async def _poison_ends(self, seconds: float) -> None:
+        self._world.fussiness.is_poisoned = False
+
+    async def _redrive(self, seconds: float) -> None:
+        redrives.ask_for_redrive(self._world)
+
+    async def settle_letters(self) -> None:
+        """As whoever looks after dead letters does, until none is left that could be stored."""
+        while True:
+            if redrives.parked_letters(self._world) and not redrives.is_redriving(self._world):
+                redrives.ask_for_redrive(self._world)
+            await asyncio.sleep(0.5)
 
     async def _failover(self, seconds: float) -> None:
         """The replica's clock may be another; entry ids can then be given again."""

@@ -74,6 +74,8 @@ class Network:
         self.weather = weather
         self.cut: set[tuple[str, str]] = set()
         """(process, server) pairs between which nothing passes."""
+        self.refused: set[tuple[str, str]] = set()
+        """Pairs of which the process can't connect to the server."""
         self.on_fault: Callable[[str, str, str], None] = lambda who, point, fate: None
         self._chance = chance
 
@@ -87,7 +89,7 @@ class Network:
         """What `act` returns or raises when the server does it. Raises NotExecuted where it was certainly
         not done, Retryable where nobody knows."""
         process = current_process()
-        if server.is_away:
+        if self.is_away(server):
             await asyncio.sleep(self.delay())
             raise NotExecuted(f"{server.name} refuses connections")
         fate = self._draw_fate(process, server)
@@ -112,6 +114,10 @@ class Network:
         finally:
             timer.cancel()
 
+    def is_away(self, server: Server) -> bool:
+        """Whether the running process can't connect to the server."""
+        return server.is_away or (current_process().name, server.name) in self.refused
+
     def reply(self, process: Process, answer: asyncio.Future[Any], result: Any) -> None:
         """Settle a future of another process, a moment later."""
         self.loop.call_later(self.delay(), _settle, answer, result, context=process.context)
@@ -133,6 +139,9 @@ class Network:
     def _arrive(self, call: _Call) -> None:
         if call.server.run != call.run or call.server.is_away:
             result: Any = Retryable(f"the connection to {call.server.name} broke")
+        elif (call.process.name, call.server.name) in self.refused:
+            # The link broke with the call on its way, or with its answer.
+            result = self._break_off(call)
         elif call.server.is_refusing:
             result = Retryable(f"{call.server.name} can't now")
         else:
@@ -141,6 +150,13 @@ class Network:
             self._finish_later(call, result)
         elif call.fate is not Fate.UNANSWERED:
             self.reply(call.process, call.answer, result)
+
+    def _break_off(self, call: _Call) -> Retryable:
+        if self._chance.random() < 0.5:
+            done = _outcome(call.act)
+            if isinstance(done, Later):
+                done.abort()
+        return Retryable(f"the connection to {call.server.name} broke")
 
     def _finish_later(self, call: _Call, later: Later) -> None:
         context = call.server.process.context

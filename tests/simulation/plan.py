@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from coffee_rt.domain.views import ViewDefinition
 from coffee_rt.order_api.acks import Ack
 from tests.builders import a_view
+from tests.simulation.fussy import BAD_DRINK
 from tests.simulation.network import Weather
-from tests.simulation.remote import BAD_DRINK
 
 STORES = ("uptown", "harbour")
 DRINKS = ("latte", "mocha", "tea")
@@ -39,6 +39,10 @@ class Wish:
     """Sent to two processes at once."""
     is_repeated: bool = False
     """Sent again after its answer."""
+    is_recalled: bool = False
+    """Sent again after all others of its client."""
+    is_impatient: bool = False
+    """Given up when it is refused."""
     ack: Ack = Ack.LOGGED
     """How far the order shall be when it is answered, where that is soon."""
 
@@ -88,13 +92,24 @@ class Plan:
     browsers: int
     views: list[list[ViewDefinition]] = field(default_factory=list)
     """The definitions at the start, and after each `views` event."""
+    has_intake: bool = False
+    """order_api has the database's intake beside the log."""
+    intake_records_max: int = 1_000_000
+    recall_at: float = 0.0
+    """Before it nobody sends again what was answered long ago."""
+    is_poisoned: bool = False
+    """Some orders break PostgreSQL's connections until it is mended; operators send dead letters again."""
+    is_poison_lasting: bool = False
+    """It is mended only when all others are stored: one that fails alone holds up nobody."""
+    has_refusals: bool = False
+    """Little is enough to have orders refused."""
 
     def has(self, *kinds: str) -> bool:
         return any(event.kind in kinds for event in self.events)
 
 
-def draw_plan(seed: int) -> Plan:
-    """The same for the same seed, whatever the platform does with it."""
+def draw_core(seed: int) -> Plan:
+    """What every run has. The same for the same seed, whatever the platform does with it."""
     chance = random.Random(f"plan {seed}")
     parts = _draw_parts(chance)
     is_calm = chance.random() < 0.1
@@ -106,7 +121,7 @@ def draw_plan(seed: int) -> Plan:
         wishes=_draw_wishes(chance),
         weather=Weather() if is_calm else _draw_weather(chance),
         bus_trouble=0.0 if is_calm else chance.choice((0.0, 0.05, 0.3)),
-        traps={} if is_calm else _draw_traps(chance, parts),
+        traps={} if is_calm else draw_traps(chance, parts),
         events=events,
         clock_errors={part: chance.choice((0.0, 0.0, 0.0, -2.0, 3.0)) for part in parts},
         # Longer than anything is lost for: what a promotion takes back must be in the log.
@@ -162,7 +177,7 @@ def _draw_weather(chance: random.Random) -> Weather:
     return Weather(lost, unanswered, late, chance.choice((0.0, 0.05, 0.3)))
 
 
-def _draw_traps(chance: random.Random, parts: list[str]) -> dict[str, list[Trap]]:
+def draw_traps(chance: random.Random, parts: list[str]) -> dict[str, list[Trap]]:
     traps: dict[str, list[Trap]] = {}
     for part in parts:
         if chance.random() < 0.6:

@@ -3,40 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from functools import partial
 
 from coffee_rt.aggregator.backfill import Backfiller
 from coffee_rt.aggregator.core import FoldLimits, FoldLoop
 from coffee_rt.aggregator.lanes import LaneShare
 from coffee_rt.aggregator.publishing import Publisher
-from coffee_rt.domain import wire
-from coffee_rt.domain.ids import IdMinter
-from coffee_rt.domain.orders import Order
 from coffee_rt.errors import Retryable
 from coffee_rt.fanout.guarded import GuardedStore
 from coffee_rt.fanout.hub import Hub
-from coffee_rt.order_api.acks import Acks
-from coffee_rt.runtime.breaker import backoff_seconds
 from coffee_rt.runtime.health import Health
-from coffee_rt.streams.contract import STORE_GROUP, Append, Appended, LogKeeper
-from coffee_rt.streams.memory import MemoryTarget
+from coffee_rt.streams.contract import STORE_GROUP
 from coffee_rt.streams.memory_groups import MemoryReader
-from coffee_rt.streams.producer import GroupProducer
 from coffee_rt.worker.care import CareLimits
 from coffee_rt.worker.parts import WorkerLimits, WorkerParts
 from coffee_rt.worker.pipeline import Worker
 from coffee_rt.worker.reading import ReadLimits
 from coffee_rt.worker.storing import StoreLimits
+from tests.simulation.apis import run_api, until_done
 from tests.simulation.loop import Process
-from tests.simulation.plan import Wish
-from tests.simulation.remote import RemoteReader, RemoteTarget, RemoteWriter
-from tests.simulation.world import EPOCH_SECONDS, SHARDS, World
+from tests.simulation.redrives import run_redriver
+from tests.simulation.remote import RemoteReader, RemoteWriter
+from tests.simulation.world import World
 
 COMPACT_MARGIN_SECONDS = 6.0
 """Longer than anybody is frozen with entries in hand, as the hour of the default is."""
-HOUR_US = 3_600_000_000
 
 WORKER_LIMITS = WorkerLimits(
     linger_seconds=0.02,
@@ -50,66 +41,20 @@ WORKER_LIMITS = WorkerLimits(
     store=StoreLimits(backoff_seconds_max=0.4),
     care=CareLimits(care_seconds=1.0, compact_margin_seconds=COMPACT_MARGIN_SECONDS),
 )
+HASTY_LIMITS = StoreLimits(suspect_attempts_min=2, park_failures=1, backoff_seconds_max=0.2)
+"""Of runs with poison: so that it is parked while others are stored, though few are."""
 FOLD_LIMITS = FoldLimits(interval_seconds=0.05)
-
-
-class Api:
-    """What an order_api does with an order, behind its HTTP: see order_api.placing."""
-
-    def __init__(self, producer: GroupProducer, acks: Acks) -> None:
-        self.producer = producer
-        self.acks = acks
-        self._minter = IdMinter()
-
-    async def place(self, wish: Wish, client_id: bytes | None) -> Appended:
-        """Raises what the log's contract says."""
-        producer, now_ms = self.producer, self.producer.now_ms()
-        key_hash = None if wish.key is None else wire.hash_key(0, wish.key)
-        if key_hash is not None:
-            shard = wire.shard_of(key_hash, producer.shards)
-        elif client_id is not None:
-            shard = wire.shard_of_client_id(client_id, producer.shards)
-        else:
-            shard = producer.choose_shard()
-        order_id = client_id or self._minter.mint(now_ms, shard)
-        order = Order(
-            order_id=order_id,
-            tenant=0,
-            store=wish.store,
-            drink=wish.drink,
-            price_minor=wish.price_minor,
-            quantity=wish.quantity,
-            ordered_at_us=int(EPOCH_SECONDS * 1e6) - wish.hours_ago * HOUR_US,
-            accepted_at_us=now_ms * 1000,
-            body_hash=wire.hash_body(wish.body),
-            key_hash=key_hash,
-        )
-        record = wire.encode_record(order)
-        return await producer.append(
-            shard, Append(order_id, record, order.body_hash, key_hash, client_id is not None)
-        )
-
-
-async def run_api(world: World, process: Process) -> None:
-    clock = world.clock_of(process)
-    target = MemoryTarget(world.log, SHARDS)
-    remote = RemoteTarget(world.network, world.redis, target, clock, world.on_append)
-    producer = GroupProducer(remote, clock)
-    keeper: LogKeeper = world.remote_log_keeper()
-    acks = Acks(world.channels_of(), partial(keeper.is_settled, STORE_GROUP), clock, waits_max=100)
-    listening = asyncio.create_task(acks.run())
-    await _until_done(producer.start)
-    part, closing = world.parts[process.name], asyncio.Event()
-    part.core, part.drain = Api(producer, acks), closing.set
-    await closing.wait()
-    part.core = None
-    await producer.close()
-    listening.cancel()
 
 
 async def run_worker(world: World, process: Process) -> None:
     clock, name = world.clock_of(process), process.name
     reader = MemoryReader(world.log, STORE_GROUP, name)
+    intake = world.remote_intake() if world.plan.has_intake else None
+
+    async def check_store() -> None:
+        if intake is not None:
+            await intake.note_keys(True)
+
     parts = WorkerParts(
         reader=RemoteReader(world.network, world.redis, world.log, reader, clock),
         log_keeper=world.remote_log_keeper(),
@@ -121,9 +66,12 @@ async def run_worker(world: World, process: Process) -> None:
         clock=clock,
         health=Health(),
         log=world.log_of(process),
+        intake=intake,
+        check_store=check_store,
     )
     care = replace(WORKER_LIMITS.care, instance=name, trim_keep_seconds=world.plan.keep_seconds)
-    worker = Worker(parts, replace(WORKER_LIMITS, care=care))
+    store = HASTY_LIMITS if world.plan.is_poisoned else WORKER_LIMITS.store
+    worker = Worker(parts, replace(WORKER_LIMITS, care=care, store=store))
     part = world.parts[name]
     part.core, part.drain = worker, worker.begin_drain
     await worker.run()
@@ -157,9 +105,9 @@ async def run_aggregator(world: World, process: Process) -> None:
         clock=clock,
         log=log,
     )
-    await _until_done(lambda: catalogue.ensure_views(list(world.definitions)))
+    await until_done(lambda: catalogue.ensure_views(list(world.definitions)))
     await publisher.publish_catalogue()
-    await _until_done(folds.tell_once)
+    await until_done(folds.tell_once)
     part, drained = world.parts[name], asyncio.Event()
     part.core, part.drain = folds, drained.set
     works = (folds.listen(), folds.fold(), folds.tell(), backfiller.run(), drained.wait())
@@ -200,16 +148,10 @@ async def run_pod(world: World, process: Process) -> None:
     await hub.run()
 
 
-async def _until_done(step: Callable[[], Awaitable[object]]) -> None:
-    """As processes repeat the steps of their start."""
-    attempt = 0
-    while True:
-        try:
-            await step()
-            return
-        except Retryable:
-            attempt += 1
-            await asyncio.sleep(0.1 + backoff_seconds(attempt, cap=0.5))
-
-
-MAINS = {"api": run_api, "worker": run_worker, "aggregator": run_aggregator, "pod": run_pod}
+MAINS = {
+    "api": run_api,
+    "worker": run_worker,
+    "aggregator": run_aggregator,
+    "pod": run_pod,
+    "redriver": run_redriver,
+}

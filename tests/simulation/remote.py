@@ -15,10 +15,9 @@ from typing import Any
 
 from coffee_rt.channels.mailbox import Mailbox
 from coffee_rt.channels.memory import MemoryChannels
-from coffee_rt.domain.orders import Order
 from coffee_rt.errors import NotExecuted, Retryable
 from coffee_rt.runtime.clock import Clock
-from coffee_rt.store.contract import BadData, Committed, EntryWrite, PreparedBatch
+from coffee_rt.store.contract import Committed, EntryWrite, PreparedBatch
 from coffee_rt.store.memory import MemoryOrderWriter
 from coffee_rt.store.memory_database import MemoryDatabase
 from coffee_rt.streams.contract import Delivery, EntryId
@@ -27,9 +26,6 @@ from coffee_rt.streams.memory import MemoryLog, MemoryTarget
 from coffee_rt.streams.memory_groups import MemoryReader
 from tests.simulation.loop import Process, VirtualLoop
 from tests.simulation.network import Later, Network, Server
-
-BAD_DRINK = "unstorable"
-"""PostgreSQL refuses orders of it as bad data."""
 
 
 class ProcessClock:
@@ -139,7 +135,7 @@ class RemoteTarget:
         return redis_ms, sent_at, self._clock.now()
 
     def is_available(self, shard: int) -> bool:
-        return not self._server.is_away
+        return not self._network.is_away(self._server)
 
     async def close(self) -> None:
         return
@@ -223,27 +219,6 @@ class RemoteReader:
         except Retryable:
             self._reader.disconnect(shard)
             raise
-
-
-class FussyWriter(MemoryOrderWriter):
-    """Refuses orders of BAD_DRINK, as PostgreSQL's types and checks would. Knows who stored what."""
-
-    def __init__(self, database: MemoryDatabase) -> None:
-        super().__init__(database)
-        self.xids: dict[bytes, int] = {}
-        """Order id -> the transaction that stored it."""
-
-    def finish(self, batch: PreparedBatch, xid: int) -> Committed:
-        committed = super().finish(batch, xid)
-        for entry in batch.entries:
-            for order in entry.orders:
-                self.xids.setdefault(order.order_id, xid)
-        return committed
-
-    def _check_order(self, order: Order) -> None:
-        super()._check_order(order)
-        if order.drink == BAD_DRINK:
-            raise BadData("22003: numeric value out of range")
 
 
 class RemoteWriter:

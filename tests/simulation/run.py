@@ -15,8 +15,8 @@ from tests.simulation.browsers import Browser
 from tests.simulation.clients import Clients
 from tests.simulation.events import Misfortunes
 from tests.simulation.loop import Stuck
-from tests.simulation.plan import draw_plan
 from tests.simulation.processes import MAINS
+from tests.simulation.shares import draw_plan
 from tests.simulation.world import World
 
 REST_SECONDS_MAX = 40.0
@@ -77,6 +77,10 @@ def _determined(seed: int) -> Iterator[None]:
             # So that chores of every hour are done within a run.
             patch("coffee_rt.worker.care.HOUR_SECONDS", 2.0),
             patch("coffee_rt.worker.care.FIRST_HOURLY_SECONDS_MAX", 2.0),
+            patch("coffee_rt.worker.care.INTAKE_MARGIN_MS", 1_000),
+            patch("coffee_rt.order_api.background.WATCH_SECONDS", 0.2),
+            # As slow as answers are here: how well a producer can know Redis's clock.
+            patch("coffee_rt.streams.memory_groups.FIND_BEFORE_MS", 250),
         ):
             yield
     finally:
@@ -118,7 +122,7 @@ class _Run:
         if not world.is_healed or now < self._look_at:
             return False
         self._look_at = now + LOOK_SECONDS
-        reasons = list(oracle.unrest(world, self._clients))
+        reasons = list(self._reasons())
         if reasons:
             self._rested_at = None
             if now > world.plan.fault_seconds + REST_SECONDS_MAX:
@@ -131,9 +135,23 @@ class _Run:
             world.fail("; ".join(lagging))
         return not lagging
 
+    def _reasons(self) -> Iterator[str]:
+        """Why the run is not at rest."""
+        world = self._world
+        if world.fussiness.is_poisoned:
+            held_up = list(oracle.held_up(world, self._clients))
+            if held_up:
+                yield from held_up
+                return
+            world.note("the poison ends")
+            world.fussiness.is_poisoned = False
+        yield from oracle.unrest(world, self._clients)
+
     def _heal(self) -> None:
         world = self._world
         world.heal()
         operator = world.parts["operator"].process
         assert operator is not None
         operator.start(self._misfortunes.settle_views())
+        if world.plan.is_poisoned:
+            operator.start(self._misfortunes.settle_letters())

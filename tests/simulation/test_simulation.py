@@ -16,17 +16,23 @@ import pytest
 
 from tests.simulation.plan import EVENTS
 from tests.simulation.planted import PLANTED
+from tests.simulation.shares import MORE_EVENTS
 
 ROOT = Path(__file__).parent.parent.parent
 SEEDS = 2_000
 PLANTED_SEEDS_MAX = 1_000
 KINDS = [
-    *(f"event {kind}" for kind in EVENTS),
-    *(f"kill of {role}" for role in ("api", "worker", "aggregator", "pod")),
+    *(f"event {kind}" for kind in (*EVENTS, *MORE_EVENTS)),
+    *(f"kill of {role}" for role in ("api", "worker", "aggregator", "pod", "redriver")),
     *("call late", "call lost", "call unanswered", "drain", "freeze", "failover", "promotion"),
     *("record lost by a failover", "loss seen", "order lost by a promotion", "group set back"),
     *("dead letter", "entry absorbed by the ledger", "entry trimmed", "ledger row compacted"),
     *("view exchanged", "told stored", "told visible"),
+    *("record taken by the intake", "key known to the intake", "order under a second id"),
+    *("found logged", "found stored", "found dead", "entry parked"),
+    *("letter stored", "letter duplicate", "letter still-bad"),
+    *("refused log-full", "refused log-queue-full", "refused log-slow", "refused backlog"),
+    *("refused log-memory", "refused intake-full"),
 ]
 """What must have happened in so many runs: each misfortune, and each mechanism against one."""
 

@@ -24,70 +24,26 @@ from coffee_rt.store.memory_views import (
 )
 from coffee_rt.streams.contract import STORE_GROUP, EntryId
 from coffee_rt.streams.flush import Flush
-from coffee_rt.streams.memory_groups import MemoryKeeper
 from tests.builders import NOW_MS
+from tests.memory_cluster import MemoryCluster
+from tests.simulation.fussy import Fussiness, FussyWriter
 from tests.simulation.loop import Process, VirtualLoop
 from tests.simulation.network import Network, Server
 from tests.simulation.plan import Plan
 from tests.simulation.remote import (
-    FussyWriter,
     ProcessClock,
     Remote,
     RemoteChannels,
     SimBus,
     SimLog,
 )
+from tests.simulation.watching import TraceLog, WatchedIntake, WatchedKeeper
 
 SHARDS = 2
 EPOCH_SECONDS = NOW_MS / 1000
 
 
-class WatchedKeeper(MemoryKeeper):
-    """Tells the world what a trim removes, and when a group is set back."""
-
-    def __init__(self, world: World) -> None:
-        super().__init__(world.log)
-        self._world = world
-
-    async def follow_timeline(self, group: str, timeline: str, keep_seconds: float) -> list[int]:
-        set_back = await super().follow_timeline(group, timeline, keep_seconds)
-        self._world.happened["group set back"] += len(set_back)
-        return set_back
-
-    async def trim(self, shard: int, keep_seconds: float) -> int:
-        before = dict(self._log.shards[shard].entries)
-        removed = await super().trim(shard, keep_seconds)
-        if removed:
-            left = self._log.shards[shard].entries
-            gone = {each: fields for each, fields in before.items() if each not in left}
-            self._world.on_trimmed(shard, gone)
-        return removed
-
-
 Main = Callable[["World", Process], Coroutine[Any, Any, None]]
-
-
-class TraceLog:
-    """A process's log: lines of the trace. An error that says conservation is violated is remembered."""
-
-    def __init__(self, world: World, name: str) -> None:
-        self._world = world
-        self._name = name
-
-    def _line(self, level: str, event: str, fields: dict[str, Any]) -> None:
-        details = " ".join(f"{name}={value}" for name, value in fields.items())
-        self._world.note(f"{self._name} {level}: {event} {details}")
-
-    def info(self, event: str, **fields: Any) -> None:
-        self._line("says", event, fields)
-
-    def warning(self, event: str, **fields: Any) -> None:
-        self._line("warns", event, fields)
-
-    def error(self, event: str, **fields: Any) -> None:
-        self._line("errs", event, fields)
-        if event == "conservation is violated":
-            self._world.imbalances.append(f"{self._world.loop.now:.3f} {self._name} {fields}")
 
 
 @dataclass(slots=True)
@@ -122,24 +78,28 @@ class World:
         self.network.on_fault = self._on_fault
         self.redis = Server(self.loop, "redis")
         self.postgresql = Server(self.loop, "postgresql")
+        self.kubernetes = Server(self.loop, "kubernetes")
         self.clock = ProcessClock(self.loop, self.loop.world, EPOCH_SECONDS)
         self.log = SimLog(self.loop, self.clock, SHARDS)
         self.database = MemoryDatabase()
         self.bus = SimBus(self.loop, random.Random(f"bus {seed}"))
         self.bus.trouble = plan.bus_trouble
         self.folder = MemoryViewFolder(self.database, self.clock)
-        self.writer = FussyWriter(self.database)
-        self.log_keeper = WatchedKeeper(self)
+        self.fussiness = Fussiness(is_poisoned=plan.is_poisoned)
+        self.writer = FussyWriter(self.database, self.fussiness)
+        self.cluster = MemoryCluster()
         self.parts: dict[str, Part] = {}
         self.is_healed = False
         self.definitions = list(plan.views[0])
         """The views that are wanted."""
         self.lost_ids: set[bytes] = set()
-        """Orders of entries that a failover of the log took back."""
+        """Orders of entries that a failover of the log took back, or of an intake that a promotion did."""
         self.lost_batches: dict[bytes, tuple[int, int]] = {}
         """Those entries: batch id -> (shard, records)."""
         self.happened: Counter[str] = Counter()
         """What befell whom, by kind."""
+        self.log_keeper = WatchedKeeper(self)
+        self.intake = WatchedIntake(self)
         self._unnoticed: dict[int, int] = {}
         """Shard -> its counter before a failover, until somebody appends who knows."""
         self.uncounted: set[int] = set()
@@ -168,7 +128,7 @@ class World:
 
     def count(self) -> Counter[str]:
         """What befell the platform, and what its mechanisms did about it."""
-        database = self.database
+        database, letters = self.database, self.database.dead_letters
         found = Counter(
             {
                 "order stored": len(database.orders),
@@ -177,11 +137,14 @@ class World:
                     row.redeliveries for row in database.ledger.values()
                 ),
                 "ledger row compacted": sum(sums["entries"] for sums in database.sums.values()),
+                "order under a second id": len(database.aliases),
+                "entry parked": sum(each.detail.startswith("fails") for each in letters),
                 "view exchanged": sum(
                     not view.state.internal.endswith("_1") for view in database.views.values()
                 ),
             }
         )
+        found.update(f"letter {each.outcome}" for each in letters if each.outcome)
         return found + self.happened
 
     # Processes.
@@ -259,6 +222,9 @@ class World:
         weather = self.network.weather
         weather.lost = weather.unanswered = weather.late = weather.slow = 0.0
         self.network.cut.clear()
+        self.network.refused.clear()
+        self.log.memory_bytes_max = 0
+        self.fussiness.is_poisoned = self.plan.is_poison_lasting
         self.bus.trouble = 0.0
         for server in (self.redis, self.postgresql):
             server.is_away = server.is_refusing = False
@@ -292,6 +258,9 @@ class World:
     def remote_store_keeper(self) -> Any:
         return self._in_postgresql(MemoryStoreKeeper(self.database))
 
+    def remote_intake(self) -> Any:
+        return self._in_postgresql(self.intake)
+
     def remote_catalogue(self) -> Any:
         return self._in_postgresql(MemoryViewCatalogue(self.database, self.clock))
 
@@ -322,6 +291,7 @@ class World:
 
     def promote(self, standby: MemoryDatabase) -> None:
         lacking = len(self.database.orders) - len(standby.orders)
+        self.lost_ids |= self.intake.lacking(standby)
         self.database.promote(standby)
         self.note(f"PostgreSQL goes on without {lacking} orders")
         self.happened["promotion"] += 1

@@ -103,6 +103,8 @@ class MemoryDatabase:
     intake_accepted: int = 0
     order_keys: dict[bytes, KeyHolder] = field(default_factory=dict)
     """Idempotency-Keys of what is stored or waits in the intake."""
+    keys_since: float | None = 0.0
+    """Since when workers note them, in Unix seconds; None: they don't."""
     keys_swept_at: float = float("-inf")
     partitions: dict[int, PartitionState] = field(default_factory=dict)
     detached: dict[int, PartitionState] = field(default_factory=dict)

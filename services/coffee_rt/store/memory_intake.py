@@ -32,7 +32,6 @@ class MemoryIntake:
     def __init__(self, database: MemoryDatabase, now: Callable[[], float]) -> None:
         self._database = database
         self._now = now
-        self._keys_since: float | None = 0.0
 
     async def state(self) -> IntakeState:
         """See Intake."""
@@ -48,7 +47,7 @@ class MemoryIntake:
             accepted=database.intake_accepted,
             accounted=sum(row.stored + row.duplicates + row.dead for row in rows)
             + sum(sums.get(name, 0) for name in ("stored", "duplicates", "dead")),
-            keys_since=self._keys_since,
+            keys_since=database.keys_since,
         )
 
     async def append(self, write: IntakeWrite) -> list[Known | None]:
@@ -128,9 +127,9 @@ class MemoryIntake:
     async def note_keys(self, is_kept: bool) -> None:
         """See Intake."""
         if not is_kept:
-            self._keys_since = None
-        elif self._keys_since is None:
-            self._keys_since = self._now()
+            self._database.keys_since = None
+        elif self._database.keys_since is None:
+            self._database.keys_since = self._now()
 
     async def sweep(self, keep_seconds: float, pause_seconds: float = 0.0) -> int:
         """See Intake."""

@@ -7,7 +7,7 @@ A step changes the database without awaiting in between: it is whole or not at a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from coffee_rt.domain.ids import id_time_ms
 from coffee_rt.domain.orders import Order
@@ -18,7 +18,7 @@ from coffee_rt.store.batches import (
     settle_key_losers,
     settle_repetition,
 )
-from coffee_rt.store.contract import DeadLetter, StoredOrder
+from coffee_rt.store.contract import BadData, DeadLetter, StoredOrder
 from coffee_rt.store.intake_contract import KeyHolder
 from coffee_rt.store.memory_database import MemoryDatabase
 from coffee_rt.store.redrives import (
@@ -28,6 +28,7 @@ from coffee_rt.store.redrives import (
     LetterSelection,
     Outcome,
     Redriven,
+    RedrivePlan,
     answered_aliases,
     key_claims,
     key_rivals,
@@ -37,6 +38,16 @@ from coffee_rt.store.redrives import (
 )
 
 _RETIRED = "the orders of its day have been retired"
+
+
+@dataclass(frozen=True, slots=True)
+class _Sending:
+    """What one call of `send` was asked for, and when."""
+
+    redrive: str
+    named: frozenset[int]
+    now_ms: int
+    is_dry_run: bool
 
 
 class MemoryLetterRedriver:
@@ -76,32 +87,54 @@ class MemoryLetterRedriver:
         """See LetterRedriver."""
         self._database.reach("redrive")
         letters = self._select(selection, redrive, after)[: min(letters_max, LETTERS_MAX)]
-        now_ms = int(self._now() * 1000)
-        plan = plan_redrive(letters, frozenset(selection.ids), now_ms, self._id_age_days_max)
-        for place, (letter, order) in list(plan.places.items()):
-            if id_time_ms(order.order_id) < self._database.retired_to_ms:
-                del plan.places[place]
-                bad = Redriven(letter.id, Outcome.STILL_BAD, "bad-data", _RETIRED)
-                plan.settled.append(bad)
+        sending = _Sending(redrive, frozenset(selection.ids), int(self._now() * 1000), is_dry_run)
+        done = self._send(sending, letters) if letters else []
+        self._database.reach("redriven")
+        return done
+
+    def _send(self, sending: _Sending, letters: Sequence[DeadLetter]) -> list[Redriven]:
+        """Store letters; where one is bad data, in halves, until it is alone."""
+        plan = plan_redrive(letters, sending.named, sending.now_ms, self._id_age_days_max)
+        try:
+            for _, order in plan.places.values():
+                self._check_order(order)
+        except BadData as error:
+            if len(letters) > 1:
+                middle = len(letters) // 2
+                first = self._send(sending, letters[:middle])
+                return [*first, *self._send(sending, letters[middle:])]
+            done = [Redriven(letters[0].id, Outcome.STILL_BAD, "bad-data", str(error))]
+        else:
+            done = self._fill(sending, letters, plan)
+        if not sending.is_dry_run:
+            self._mark(sending.redrive, done, sending.now_ms)
+        return done
+
+    def _check_order(self, order: Order) -> None:
+        """What PostgreSQL refuses though a letter's decoding does not. Raises BadData."""
+        if id_time_ms(order.order_id) < self._database.retired_to_ms:
+            raise BadData(_RETIRED)
+
+    def _fill(
+        self, sending: _Sending, letters: Sequence[DeadLetter], plan: RedrivePlan
+    ) -> list[Redriven]:
+        """Orders, keys, deltas and sums of letters."""
+        held = self._database.order_keys
         batch = plan_batch(plan.entries)
         claims = key_claims(plan, batch)
-        held = self._database.order_keys
         holders = {
             key: held[key]
             for key, order_id, *_ in claims
             if key in held and held[key].order_id != order_id
         }
         settle_key_losers(batch, key_rivals(plan, batch, holders))
-        kept = {id(order) for _, order in plan.places.values()}
-        inserted = [order for order in self._insert(batch, is_dry_run) if id(order) in kept]
+        inserted = self._insert(batch, sending.is_dry_run)
         done = settle(plan, batch, {id(order) for order in inserted})
-        if not is_dry_run:
+        if not sending.is_dry_run:
             for key, *holder in claims:
                 held.setdefault(key, KeyHolder(*holder))
             aliases = [*batch.aliases, *answered_aliases(plan, batch, done)]
             self._count(inserted, aliases, ledger_moves(letters, done))
-            self._mark(redrive, done, now_ms)
-        self._database.reach("redriven")
         return done
 
     def _select(self, selection: LetterSelection, redrive: str, after: int) -> list[DeadLetter]:
@@ -122,7 +155,7 @@ class MemoryLetterRedriver:
             if known is not None:
                 taken = known.order
                 settle_repetition(batch, entries[ledger_id], order, taken.tenant, taken.body_hash)
-            elif id_time_ms(order_id) >= self._database.retired_to_ms:
+            else:
                 inserted.append(order)
                 if not is_dry_run:
                     self._database.orders[order_id] = StoredOrder(order, ledger_id)
