@@ -7,8 +7,9 @@ from dataclasses import replace
 import msgspec
 
 from coffee_rt.domain.orders import Order
-from coffee_rt.domain.wire import encode_record
+from coffee_rt.domain.wire import INTAKE_SHARD, WIRE_VERSION, encode_record
 from coffee_rt.store.contract import DeadRecord, EntryWrite
+from coffee_rt.store.intake_contract import IntakeWrite, KeyedRecord
 from coffee_rt.store.letter_desk import PostgresLetterDesk
 from coffee_rt.store.redrives import LetterSelection, Outcome
 from tests.builders import NOW_MS, a_view, an_order
@@ -177,6 +178,24 @@ async def test_a_letter_whose_repetition_is_stored_is_a_duplicate(store: WriteSt
     assert await send_all(store, name="r2") == {Outcome.SKIPPED: 1}
     assert await send_all(store, LetterSelection(ids=(letter.id,)), "r3") == {Outcome.STORED: 1}
     assert await sums(store) == (3, 2, 1, 0)
+
+
+async def test_of_two_letters_of_one_key_the_one_that_has_it_is_stored(store: WriteStore) -> None:
+    """The first from the log, its repetition from the intake, which took the key; both fell dead."""
+    order = an_order(key_hash=b"k" * 16)
+    retry = retry_of(order)
+    keyed = KeyedRecord(retry.order_id, encode_record(retry), retry.body_hash, b"k" * 16, False)
+    batch = IntakeWrite(an_entry().batch_id, WIRE_VERSION, [], [keyed])
+    await store.intake.append(batch)
+    await store.commit(dead_entry(order))
+    parked = replace(dead_entry(retry), batch_id=batch.batch_id, shard=INTAKE_SHARD)
+    await store.commit(parked)
+    assert await send_all(store) == {Outcome.DUPLICATE: 1, Outcome.STORED: 1}
+    for each in (order, retry):
+        found = await store.reader.find_order(0, each.order_id)
+        assert found is not None
+        assert found.order.order_id == retry.order_id
+    assert await sums(store) == (1, 0, 1, 0)
 
 
 async def test_an_order_that_lost_its_id_after_it_took_its_key_is_no_rival_of_itself(

@@ -7,7 +7,7 @@ client was told 202 and must be able to learn what became of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from operator import attrgetter, itemgetter
@@ -95,8 +95,11 @@ def ledger_id_of(write: EntryWrite) -> bytes:
     return blake2b(place.encode(), digest_size=16).digest()
 
 
-def plan_batch(entries: Sequence[EntryWrite]) -> BatchPlan:
-    """The plan of entries, each of them once even if it is given twice. Raises BadData."""
+def plan_batch(
+    entries: Sequence[EntryWrite], preferred: Collection[bytes] = frozenset()
+) -> BatchPlan:
+    """The plan of entries, each of them once even if it is given twice. `preferred`: ids of orders that go before
+    others of their key. Raises BadData."""
     plans: dict[bytes, EntryPlan] = {}
     rows: list[Row] = []
     for write in entries:
@@ -117,6 +120,7 @@ def plan_batch(entries: Sequence[EntryWrite]) -> BatchPlan:
     )
     keys = [key for key in map(_get_key, all_orders) if key is not None]
     if len(set(keys)) < len(keys) or len(set(map(_get_id, all_orders))) < len(all_orders):
+        plan.rows.sort(key=lambda row: row[0] not in preferred)
         _set_repetitions_aside(plan, plans)
     plan.rows.sort(key=_first)
     if keys:

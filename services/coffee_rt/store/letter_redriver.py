@@ -16,7 +16,7 @@ from typing import Any
 from coffee_rt.domain import wire
 from coffee_rt.domain.orders import Order
 from coffee_rt.errors import Rejected
-from coffee_rt.store.batches import plan_batch, settle_key_losers
+from coffee_rt.store.batches import plan_batch
 from coffee_rt.store.contract import BadData, DeadLetter, ViewsTooNew
 from coffee_rt.store.dead_letters import COLUMNS, insert_aliases, letter_of, storable
 from coffee_rt.store.duplicates import insert_suspects
@@ -36,8 +36,8 @@ from coffee_rt.store.redrives import (
     RedrivePlan,
     answered_aliases,
     key_claims,
-    key_rivals,
     ledger_moves,
+    plan_holders,
     plan_redrive,
     settle,
 )
@@ -183,9 +183,8 @@ class PostgresLetterRedriver:
         if catalogue.views_too_new:
             raise ViewsTooNew("this release can't maintain a view")
         plan = self._plan(letters, sending.named)
-        batch = plan_batch(plan.entries)
-        holders = await claim_keys(connection, key_claims(plan, batch))
-        settle_key_losers(batch, key_rivals(plan, batch, holders))
+        claims = key_claims(plan, plan_batch(plan.entries))
+        batch = plan_holders(plan, await claim_keys(connection, claims))
         payload = self._encoder.encode(batch.rows)
         inserted = await insert_suspects(connection, batch, batch.rows, payload)
         orders: list[Order] = [row[1] for row in inserted]

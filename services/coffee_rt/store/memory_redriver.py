@@ -15,7 +15,6 @@ from coffee_rt.domain.views import compute_deltas, lane_of
 from coffee_rt.store.batches import (
     BatchPlan,
     plan_batch,
-    settle_key_losers,
     settle_repetition,
 )
 from coffee_rt.store.contract import BadData, DeadLetter, StoredOrder
@@ -31,8 +30,8 @@ from coffee_rt.store.redrives import (
     RedrivePlan,
     answered_aliases,
     key_claims,
-    key_rivals,
     ledger_moves,
+    plan_holders,
     plan_redrive,
     settle,
 )
@@ -120,14 +119,13 @@ class MemoryLetterRedriver:
     ) -> list[Redriven]:
         """Orders, keys, deltas and sums of letters."""
         held = self._database.order_keys
-        batch = plan_batch(plan.entries)
-        claims = key_claims(plan, batch)
+        claims = key_claims(plan, plan_batch(plan.entries))
         holders = {
             key: held[key]
             for key, order_id, *_ in claims
             if key in held and held[key].order_id != order_id
         }
-        settle_key_losers(batch, key_rivals(plan, batch, holders))
+        batch = plan_holders(plan, holders)
         inserted = self._insert(batch, sending.is_dry_run)
         done = settle(plan, batch, {id(order) for order in inserted})
         if not sending.is_dry_run:

@@ -16,7 +16,13 @@ from coffee_rt.domain import wire
 from coffee_rt.domain.ids import id_time_ms
 from coffee_rt.domain.orders import Order, check_stored_order
 from coffee_rt.errors import Rejected
-from coffee_rt.store.batches import KEY_CONFLICT, ORDER_ID_CONFLICT, BatchPlan
+from coffee_rt.store.batches import (
+    KEY_CONFLICT,
+    ORDER_ID_CONFLICT,
+    BatchPlan,
+    plan_batch,
+    settle_key_losers,
+)
 from coffee_rt.store.contract import DeadLetter, EntryWrite
 from coffee_rt.store.intake_contract import KeyHolder
 
@@ -196,6 +202,20 @@ def key_rivals(
         and key in holders
         and holders[key].order_id != answered[id(order)]
     }
+
+
+def plan_holders(plan: RedrivePlan, holders: Mapping[bytes, KeyHolder]) -> BatchPlan:
+    """What the letters' orders write where these have their keys. A holder may be one of the letters itself: then it is
+    stored, and whoever else of its key is sent with it stands for it."""
+    held = {holder.order_id for holder in holders.values()}
+    own = {
+        order.order_id
+        for letter, order in plan.places.values()
+        if not held.isdisjoint((letter.order_id, order.order_id))
+    }
+    batch = plan_batch(plan.entries, own)
+    settle_key_losers(batch, key_rivals(plan, batch, holders))
+    return batch
 
 
 def settle(plan: RedrivePlan, batch: BatchPlan, inserted: Collection[int]) -> list[Redriven]:
