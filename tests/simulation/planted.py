@@ -13,7 +13,6 @@ from typing import Any
 from unittest.mock import patch
 
 from coffee_rt.channels.messages import ViewChange
-from coffee_rt.errors import Retryable
 from coffee_rt.fanout.rows import Verdict, ViewRows
 from coffee_rt.store.batches import BatchPlan, settle_key_losers
 from coffee_rt.store.contract import Committed, EntryWrite
@@ -188,18 +187,6 @@ def parked_nameless() -> AbstractContextManager[Any]:
     return patch("coffee_rt.worker.decoding._readable", lambda raw: None)
 
 
-def parked_by_attempts() -> AbstractContextManager[Any]:
-    """An entry is parked after so many failures, whether or not others are stored meanwhile."""
-    judge = BatchStorer._judge
-
-    def condemn(storer: BatchStorer, batch: Batch, error: Retryable) -> Batch:
-        failed = storer._limits.park_failures
-        seen = storer._commits - 1
-        return judge(storer, replace(batch, confirmed=failed, commits_seen=seen), error)
-
-    return patch.object(BatchStorer, "_judge", condemn)
-
-
 def intake_held_up() -> AbstractContextManager[Any]:
     """A batch of the intake that fails alone is tried until it is stored, before others are looked for."""
 
@@ -264,7 +251,6 @@ PLANTED: dict[str, Plant] = {
     "letters-marked-later": letters_marked_later,
     "losers-forgotten": losers_forgotten,
     "loss-unseen": loss_unseen,
-    "parked-by-attempts": parked_by_attempts,
     "parked-nameless": parked_nameless,
     "redriven-without-keys": redriven_without_keys,
     "refused-and-queued": refused_and_queued,
