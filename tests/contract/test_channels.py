@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import pytest
@@ -191,31 +192,45 @@ async def test_idle_subscription_outlives_many_pings(valkey_url: str, redis_name
     await admin.aclose()
 
 
-async def test_peer_that_stops_answering_is_left() -> None:
-    """A half-open connection: it accepts everything and says nothing after the first confirmation."""
-    connections = 0
+@asynccontextmanager
+async def odd_peer(after: bytes) -> AsyncIterator[tuple[str, list[int]]]:
+    """A server that confirms a subscription and says `after` and nothing more: its address, and its connections."""
+    connections: list[int] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal connections
-        connections += 1
+        connections.append(len(connections))
         while data := await reader.read(4096):
             if b"SUBSCRIBE" in data:
                 name = b"coffee-rt:live:beacon"
                 writer.write(b"*3\r\n$9\r\nsubscribe\r\n$%d\r\n%s\r\n:1\r\n" % (len(name), name))
+                writer.write(after)
             elif b"PING" not in data:
                 writer.write(b"+OK\r\n" * data.count(b"*"))
         writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    channels = RedisChannels(
-        f"redis://127.0.0.1:{port}?protocol=2", ping_seconds=0.05, answer_seconds_max=0.05
-    )
-    async with channels.subscribe("beacon") as subscription:
-        assert await receive(subscription) is None
-    assert connections >= 2
-    await channels.close()
+    yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}?protocol=2", connections
     server.close()
+
+
+async def test_peer_that_stops_answering_is_left() -> None:
+    async with odd_peer(b"") as (address, connections):
+        channels = RedisChannels(address, ping_seconds=0.05, answer_seconds_max=0.05)
+        async with channels.subscribe("beacon") as subscription:
+            assert await receive(subscription) is None
+        assert len(connections) >= 2
+        await channels.close()
+
+
+async def test_what_no_reader_expects_is_a_gap_and_ends_no_subscription() -> None:
+    number = b"*3\r\n$7\r\nmessage\r\n$21\r\ncoffee-rt:live:beacon\r\n:5\r\n"
+    async with odd_peer(number) as (address, connections):
+        channels = RedisChannels(address)
+        async with channels.subscribe("beacon") as subscription:
+            assert await receive(subscription) is None
+            assert await receive(subscription) is None
+        assert len(connections) >= 3
+        await channels.close()
 
 
 @pytest.fixture

@@ -128,6 +128,13 @@ class RedisChannels:
             except _FAILURES:
                 opened.set()
                 failures += 1
+            except Exception as error:  # noqa: BLE001 - the boundary of a connection
+                # Whoever may publish may not silence a subscription, by whatever they have found to send.
+                asyncio.get_running_loop().call_exception_handler(
+                    {"message": "a subscription failed and is opened anew", "exception": error}
+                )
+                opened.set()
+                failures += 1
             finally:
                 with suppress(*_FAILURES):
                     await pubsub.aclose()  # type: ignore[no-untyped-call]
