@@ -11,7 +11,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,12 +53,12 @@ async def run_smoke(options: SmokeOptions, say: Callable[[str], None]) -> None:
     timeout = aiohttp.ClientTimeout(total=options.wait_seconds + 5)
     async with aiohttp.ClientSession(headers=headers, timeout=timeout) as session:
         smoke = Smoke(options, session, say)
-        async with smoke.watching() as rows:
+        async with smoke.watching() as changed:
             before = await smoke.step("the view could be read", smoke.count)
             order = await smoke.step("an order was accepted", smoke.post)
             await smoke.step("it is stored", lambda: smoke.find(order))
             await smoke.step("it is in the view", lambda: smoke.count(order["position"], before))
-            await smoke.step("it arrived over the WebSocket", rows.__anext__)
+            await smoke.step("it arrived over the WebSocket", lambda: asyncio.shield(changed))
     say("Orders go in, are stored, are seen, and arrive live.")
 
 
@@ -121,8 +121,9 @@ class Smoke:
         return count
 
     @asynccontextmanager
-    async def watching(self) -> AsyncIterator[AsyncIterator[None]]:
-        """A subscription to the view, open from before the order; yields once for each change."""
+    async def watching(self) -> AsyncIterator[asyncio.Task[None]]:
+        """A subscription to the view, open from before the order: the task ends with its first change. It reads all
+        the while, because who answers no pings is taken for gone, and an order may take longer than that."""
         url = f"{self._options.live_address.replace('http', 'ws', 1)}/ws"
 
         async def connect() -> aiohttp.ClientWebSocketResponse:
@@ -135,9 +136,13 @@ class Smoke:
             return socket
 
         socket = await self.step("a socket watches the view", connect)
+        changed = asyncio.create_task(_wait_for_change(socket))
         try:
-            yield _changes(socket)
+            yield changed
         finally:
+            changed.cancel()
+            with suppress(asyncio.CancelledError, SmokeFailure):
+                await changed
             await socket.close()
 
 
@@ -162,15 +167,16 @@ async def _subscribe(socket: aiohttp.ClientWebSocketResponse) -> None:
             raise _NotYet(f"the subscription ended: {message['detail']}")
 
 
-async def _changes(socket: aiohttp.ClientWebSocketResponse) -> AsyncIterator[None]:
+async def _wait_for_change(socket: aiohttp.ClientWebSocketResponse) -> None:
+    """Raises SmokeFailure when the socket is closed before."""
     while True:
         try:
             message = await _message(socket)
-        except _NotYet as error:
+        except (_NotYet, aiohttp.ClientError, OSError) as error:
             # Another socket would begin with a snapshot: the change could have been in it.
-            raise SmokeFailure(str(error)) from None
+            raise SmokeFailure(str(error) or type(error).__name__) from None
         if message["type"] == "delta" and message["rows"]:
-            yield
+            return
 
 
 async def _message(socket: aiohttp.ClientWebSocketResponse) -> dict[str, Any]:
