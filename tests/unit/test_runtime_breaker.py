@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from coffee_rt.errors import BreakerOpen, Busy, Retryable
-from coffee_rt.runtime.breaker import CircuitBreaker, backoff_seconds
+from coffee_rt.runtime.breaker import FIRST_OPEN_SECONDS, CircuitBreaker, backoff_seconds
 from tests.clocks import StoppedClock
 
 
@@ -35,7 +35,7 @@ async def test_opens_after_failures_in_a_row_and_refuses_at_once() -> None:
     assert breaker.is_open
     with pytest.raises(BreakerOpen) as refusal:
         await call(breaker)
-    assert refusal.value.retry_after_seconds == pytest.approx(30.0)
+    assert refusal.value.retry_after_seconds == pytest.approx(FIRST_OPEN_SECONDS)
 
 
 async def test_success_between_failures_keeps_it_closed() -> None:
@@ -101,13 +101,27 @@ async def test_half_open_lets_one_call_through_and_closes_on_its_success() -> No
     await call(breaker)
 
 
-async def test_failed_probe_opens_it_again_for_the_whole_span() -> None:
+async def test_each_failed_probe_opens_it_for_twice_as_long_up_to_the_whole_span() -> None:
     clock = StoppedClock()
     breaker = make_breaker(clock)
     await fail(breaker, 3)
+    spans = []
+    for _ in range(8):
+        spans.append(breaker.retry_after_seconds)
+        clock.at += spans[-1]
+        await fail(breaker, 1)
+    assert spans == pytest.approx([0.5, 1, 2, 4, 8, 16, 30, 30])
     clock.at += 31
-    await fail(breaker, 1)
-    assert breaker.retry_after_seconds == pytest.approx(30.0)
+    await call(breaker)
+    await fail(breaker, 3)
+    assert breaker.retry_after_seconds == pytest.approx(FIRST_OPEN_SECONDS)
+
+
+async def test_calls_of_before_it_opened_make_it_wait_no_longer() -> None:
+    breaker = make_breaker(StoppedClock())
+    for _ in range(40):
+        breaker.record_failure()
+    assert breaker.retry_after_seconds == pytest.approx(FIRST_OPEN_SECONDS)
 
 
 async def test_cancelled_probe_leaves_room_for_the_next() -> None:

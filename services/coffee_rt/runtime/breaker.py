@@ -1,7 +1,9 @@
 """Circuit breaker and backoff: a server that fails is left alone for a while, then tried by one caller.
 
 Closed: calls pass. After `failures` failures in a row: open, every call is refused at once (BreakerOpen).
-After `open_seconds`, half-open: one call passes; its success closes the breaker, its failure opens it again.
+After a while, half-open: one call passes; its success closes the breaker, its failure opens it again. That while is
+`FIRST_OPEN_SECONDS`, twice as long after each failed try, and `open_seconds` at the most: what was away for a moment is used
+again at once, and what is away for long is asked seldom.
 """
 
 from __future__ import annotations
@@ -26,6 +28,9 @@ TRIPS = metrics.counter(
     ("name",),
 )
 
+FIRST_OPEN_SECONDS = 0.5
+"""A server that restarts is back in seconds; longer would add more to its outage than it lasted."""
+
 
 class CircuitBreaker:
     """One for each dependency of a process, shared by its tasks.
@@ -39,7 +44,7 @@ class CircuitBreaker:
         name: str,
         *,
         failures: int = 5,
-        open_seconds: float = 30.0,
+        open_seconds: float = 5.0,
         clock: Clock | None = None,
         random: Callable[[], float] = random_module.random,
     ) -> None:
@@ -49,6 +54,8 @@ class CircuitBreaker:
         self._clock = clock or SystemClock()
         self._random = random
         self._failures = 0
+        self._openings = 0
+        """In a row, without a success between them."""
         self._retry_at: float | None = None
         self._is_probing = False
         self._state = STATE.labels(name)
@@ -68,7 +75,7 @@ class CircuitBreaker:
         return max(0.0, self._retry_at - self._clock.monotonic())
 
     def record_success(self) -> None:
-        self._failures = 0
+        self._failures = self._openings = 0
         self._retry_at = None
         self._is_probing = False
         self._state.set(0)
@@ -80,7 +87,9 @@ class CircuitBreaker:
         if not self._is_probing and self._retry_at is not None:
             return  # A call that began before it opened: that is no new evidence.
         # Up to a tenth later, so that many processes do not all try in the same moment.
-        span = self._open_seconds * (1 + 0.1 * self._random())
+        span = min(self._open_seconds, FIRST_OPEN_SECONDS * 2 ** min(self._openings, 30))
+        span *= 1 + 0.1 * self._random()
+        self._openings += 1
         self._retry_at = self._clock.monotonic() + span
         self._is_probing = False
         self._state.set(1)
