@@ -67,6 +67,8 @@ class Shape:
     shards: int = 2
     settings: tuple[tuple[str, str], ...] = ()
     """Of every process, over QUICK: (variable, value)."""
+    is_quick: bool = True
+    """Whether QUICK holds; else every wait is an installation's own."""
     valkey: tuple[tuple[str, str], ...] = ()
     """Valkey's own configuration over the embedded one's, e.g. ("appendfsync", "everysec")."""
     postgres: tuple[tuple[str, str], ...] = ()
@@ -237,7 +239,7 @@ class Platform:
             held,
             held_live,
             self.folder / f"{part}.log",
-            ours | QUICK | own | dict(self.shape.settings),
+            ours | (QUICK if self.shape.is_quick else {}) | own | dict(self.shape.settings),
             [sys.executable, "-m", "coffee_rt", process],
         )
         if process == "order-api":

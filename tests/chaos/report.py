@@ -20,7 +20,8 @@ proxies and the recorder shared that machine, with whatever else ran on it: the 
 Each line is one scenario. The real processes and servers run, every link between them through a proxy; a recorder
 outside, which nothing hurts, posts orders (100 a second unless a scenario says otherwise) and writes down every answer.
 The fault is made and healed; what is unknown is repeated under its key; then the notes are held against PostgreSQL, the
-log, the views and the money. Waits are shorter than an installation's defaults (`QUICK` in tests/chaos/platform.py).
+log, the views and the money. Waits are shorter than an installation's defaults (`QUICK` in
+tests/chaos/platform.py) but where a fault says otherwise.
 
 - **accepted**: orders answered 202. **stored**: of those, in PostgreSQL at the end. **lost**: not there.
   **double**: rows too many. **resolved**: orders whose outcome was unknown once and known at the end.

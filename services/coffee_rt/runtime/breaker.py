@@ -44,7 +44,7 @@ class CircuitBreaker:
         name: str,
         *,
         failures: int = 5,
-        open_seconds: float = 5.0,
+        open_seconds: float = 2.0,
         clock: Clock | None = None,
         random: Callable[[], float] = random_module.random,
     ) -> None:

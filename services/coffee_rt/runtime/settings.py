@@ -271,7 +271,7 @@ class ProcessSettings(Settings):
         5, ge=1, help="Failures in a row after which a server is left alone for a while."
     )
     breaker_open_seconds: float = shared(
-        5.0,
+        2.0,
         gt=0,
         help="Seconds at the most for which a failing server is left alone before one call tries it again; half a second at "
         "first, twice as long after each failed try. Longer: what is away for long is asked seldom, and used again later.",

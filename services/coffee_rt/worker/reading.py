@@ -29,7 +29,7 @@ class ReadLimits:
     claim_idle_seconds_min: float = 30.0
     claim_entries_max: int = 128
     suspect_attempts_min: int = 5
-    backoff_seconds_max: float = 10.0
+    backoff_seconds_max: float = 2.0
 
 
 class Held:

@@ -84,7 +84,7 @@ class WorkerSettings(ProcessSettings):
         "becomes a dead letter. Smaller: a flapping database could cost an order.",
     )
     backoff_seconds_max: float = own(
-        10.0, gt=0, help="Longest wait between two attempts to commit the same batch."
+        2.0, gt=0, help="Longest wait between two attempts to commit the same batch."
     )
     drain_seconds_max: float = own(
         30.0, gt=0, help="Seconds to commit what was read before SIGTERM; the rest stays pending."

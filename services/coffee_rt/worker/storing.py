@@ -92,7 +92,7 @@ class StoredBatch:
 class StoreLimits:
     suspect_attempts_min: int = 5
     park_failures: int = 5
-    backoff_seconds_max: float = 10.0
+    backoff_seconds_max: float = 2.0
 
 
 class BatchStorer:
