@@ -87,10 +87,7 @@ def load(cls: type[S], environ: Mapping[str, str] | None = None) -> S:
 def masked(settings: Settings) -> dict[str, str]:
     """Every setting by its variable's name, credentials hidden: what a process prints at its start."""
     shown = {}
-    for name, path, info in _fields(type(settings)):
-        value: Any = settings
-        for part in path:
-            value = getattr(value, part)
+    for name, value, info in _values(settings):
         text = _text(value)
         # Any address may hold a password, that of a collector of traces too.
         shown[name] = mask_credentials(text) if info.repr else mask_secret(text)
@@ -99,14 +96,7 @@ def masked(settings: Settings) -> dict[str, str]:
 
 def to_environ(settings: Settings) -> dict[str, str]:
     """The environment that loads equal settings: what a parent process gives its children."""
-    environ = {}
-    for name, path, _info in _fields(type(settings)):
-        value: Any = settings
-        for part in path:
-            value = getattr(value, part)
-        if value is not None:
-            environ[name] = _text(value)
-    return environ
+    return {name: _text(value) for name, value, _info in _values(settings) if value is not None}
 
 
 def environment() -> dict[str, str]:
@@ -126,6 +116,15 @@ def _fields(
         is_own = isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("own")
         infix = f"{process}_" if is_own else ""
         yield f"{prefix}{infix}{field.upper()}", (*path, field), info
+
+
+def _values(settings: Settings) -> Iterator[tuple[str, Any, FieldInfo]]:
+    """Each setting by its variable's name, as it is now."""
+    for name, path, info in _fields(type(settings)):
+        value: Any = settings
+        for part in path:
+            value = getattr(value, part)
+        yield name, value, info
 
 
 def _unknown_names(cls: type[Settings], environ: Mapping[str, str]) -> list[str]:
